@@ -6,12 +6,13 @@ three or four up to ``1 / eps``. Small matrices are whole on every device, and a
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.library import format_name
+from polarlib.arrays.library import astype_like, format_name
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.result import Run
 
@@ -69,7 +70,9 @@ def orthonormal_basis(
         defect = ops.item(ops.frobenius(ops.add_diagonal(g * -1.0, 1.0)))
         defects.append(defect / math.sqrt(n))
         complete = defect <= NEAR
-        v, d = ops.computed_once(lambda g: _spectrum(g, 0.0 if complete else shift), g)  # noqa: B023
+        # Together, since each call is a broadcast.
+        both = ops.computed_once(functools.partial(_spectrum, shift=shift * (not complete)), g)
+        v, d = both[..., :-1, :], both[..., -1:, :]
         right, left = ops.divide(v, d), ops.adjoint(v * d)
         s = left if s is None else ops.matmul(left, s)
         if complete or len(defects) == MOST or not math.isfinite(defect):
@@ -79,13 +82,17 @@ def orthonormal_basis(
             callback(len(defects), q)
 
 
-def _spectrum(g: Array, shift: float) -> tuple[Array, Array]:
-    """Return eigenvectors and roots of eigenvalues, increased by `shift` times the largest one."""
+def _spectrum(g: Array, shift: float) -> Array:
+    """Return eigenvectors above a row of the roots of eigenvalues, shape (..., n + 1, n).
+
+    Eigenvalues are increased by `shift` times the largest one.
+    """
     ops = ops_of(g)
     xp = ops.xp
     w, v = ops.eigh(g)
     w = xp.where(w > 0, w, xp.zeros_like(w)) + w[..., -1:] * shift
-    return v, xp.sqrt(xp.where(w > 0, w, xp.ones_like(w)))[..., None, :]
+    root = xp.sqrt(xp.where(w > 0, w, xp.ones_like(w)))[..., None, :]
+    return xp.concat([v, astype_like(root, v, ops)], axis=-2)
 
 
 def gram(
@@ -108,11 +115,10 @@ def gram(
     """
     b = orthonormal_basis(x, ops, callback)
 
-    def factor(s: Array) -> tuple[Array]:
-        return (s if 0 in s.shape else small(s, ops_of(s), tol=tol)[0],)
+    def factor(s: Array) -> Array:
+        return s if 0 in s.shape else small(s, ops_of(s), tol=tol)[0]
 
-    (w,) = ops.computed_once(factor, b.s)
-    u = ops.matmul(b.q, ops.matmul(b.right, w))
+    u = ops.matmul(b.q, ops.matmul(b.right, ops.computed_once(factor, b.s)))
     passes = len(b.defects)
     if callback is not None:
         callback(passes, u)

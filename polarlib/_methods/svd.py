@@ -47,7 +47,7 @@ def partial_isometry(x: Array, ops: Ops) -> Array:
     """Return U_r V_r^H for singular values above ``max(m, n) eps sigma_1``; 0 for a zero matrix."""
     if not ops.host and ops.is_sharded(x):
         b = orthonormal_basis(x, ops)
-        (w,) = ops.computed_once(lambda s: (_truncated(s, x.shape, ops_of(s)),), b.s)
+        w = ops.computed_once(lambda s: _truncated(s, x.shape, ops_of(s)), b.s)
         return ops.matmul(b.q, ops.matmul(b.right, w))
     return _truncated(x, x.shape, ops)
 

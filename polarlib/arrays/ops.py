@@ -313,9 +313,7 @@ class Ops(Arithmetic):
         """
         return f(x, *beside)
 
-    def computed_once(
-        self, f: Callable[[Array], tuple[Array, ...]], x: Array
-    ) -> tuple[Array, ...]:
+    def computed_once(self, f: Callable[[Array], Array], x: Array) -> Array:
         """Return ``f(x)`` for small matrices, the same on every process that has them."""
         return f(x)
 

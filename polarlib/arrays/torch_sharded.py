@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -163,8 +162,8 @@ class TorchShardedOps(TorchGradOps):
         if sent and x.shape[-2] != x.shape[-1]:
             why = why or "the larger Hermitian factor needs all of the unitary one"
             warn(
-                f"{why}: {sent / 1e6:.2g} MB are sent to each process, of shape {tuple(x.shape)} "
-                f"with placements {x.placements}",
+                f"{why}: this gathers {sent / 1e6:.2g} MB per device, of shape {tuple(x.shape)} with "
+                f"placements {x.placements}",
                 UserWarning,
             )
         return x.redistribute(placements=target)
@@ -213,9 +212,7 @@ class TorchShardedOps(TorchGradOps):
 
         return tuple(map(wrap, results)) if isinstance(results, tuple) else wrap(results)
 
-    def computed_once(
-        self, f: Callable[[Array], tuple[Array, ...]], x: Array
-    ) -> tuple[Array, ...]:
+    def computed_once(self, f: Callable[[Array], Array], x: Array) -> Array:
         """Return ``f(x)``, of local tensors, as the first process that has the matrices computes it.
 
         Rounding errors differ between processes, and eigenvectors of close eigenvalues with them.
@@ -224,14 +221,13 @@ class TorchShardedOps(TorchGradOps):
         mesh = x.device_mesh
         groups = [mesh.get_group(i) for i, axis in enumerate(_layout(x)) if not axis]
 
-        def alike(local: Array) -> tuple[Array, ...]:
-            results = tuple(y.contiguous() for y in f(local))
-            for y, group in itertools.product(results, groups):
-                dist.broadcast(y, group=group, group_src=0)
-            return results
+        def alike(local: Array) -> Array:
+            result = f(local).contiguous()
+            for group in groups:
+                dist.broadcast(result, group=group, group_src=0)
+            return result
 
-        results: tuple[Array, ...] = self._on_local(alike, x)
-        return results
+        return self._on_local(alike, x)
 
     def _reduced(self, local: Array, x: Array, how: str) -> Array:
         """Reduce numbers of parts of matrices, shape (..., 1, 1), by sum or maximum."""
