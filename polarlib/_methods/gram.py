@@ -23,8 +23,9 @@ Array = Any
 LIKELY = 4.0
 # ``||Q^H Q - I||_F`` from which the next basis is orthonormal to rounding.
 NEAR = 0.5
-# In float32 five suffice for a condition number of 1e7; directions of zeros may never become 1.
-MOST = 6
+# In float32 five suffice for a condition number of 1e7, and rounding errors of integers of rank one
+# take seven. Columns of zeros never become orthonormal.
+MOST = 8
 
 
 class Basis(NamedTuple):

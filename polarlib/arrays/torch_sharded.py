@@ -26,6 +26,10 @@ from polarlib.arrays.torch_ops import TorchGradOps, TorchOps, TorchTracedOps
 
 Array = Any
 
+# Names of the classes of placements that are known, and reductions of pending results.
+PLACEMENTS = ("Replicate", "Shard", "_StridedShard", "Partial")
+REDUCTIONS = ("sum", "avg", "max", "min", "product")
+
 
 def _of_whole(name: str) -> Any:
     """Return a primitive for matrices that are whole on each process, by that of local tensors."""
@@ -71,6 +75,13 @@ class TorchShardedOps(TorchGradOps):
                 f"lmo of spectral(polar=orthogonalize) accept; pass the whole tensor, "
                 f"{name}.full_tensor()"
             )
+        for place in x.placements:
+            reduced = getattr(place, "reduce_op", "sum") in REDUCTIONS
+            if type(place).__name__ not in PLACEMENTS or not reduced:
+                raise ValueError(
+                    f"{name} has the placement {place}, allowed are {', '.join(PLACEMENTS)} (of "
+                    f"{', '.join(REDUCTIONS)}); redistribute {name} first"
+                )
         if x.device_mesh.get_coordinate() is None:
             raise ValueError(
                 f"{name} is a DTensor on {x.device_mesh}, of which this process is not a member; "
