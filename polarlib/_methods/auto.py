@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from polarlib._methods.gram import gram
 from polarlib._methods.hybrid import hybrid
 from polarlib._methods.hybrid import iterate as hybrid_steps
 from polarlib._methods.qdwh import iterate as qdwh_steps
@@ -43,11 +44,28 @@ def auto(
 ) -> tuple[Array, Run]:
     """Run the fastest method that is backward stable for the matrix; the note gives the reason.
 
+    If the matrix is sharded: Gram matrices, the only sums over devices; `lower` is not needed.
     On the host: closed forms for stacks of small matrices; the SVD where the iterations are slower;
     otherwise the hybrid, which estimates the condition number and compares its cost with that of
     the SVD. On a device: the SVD for few columns, otherwise the hybrid, or QDWH if there is no
     lower bound of the smallest singular value.
     """
+    if not ops.host and ops.is_sharded(x):
+        u, run = gram(x, ops, tol=tol, callback=callback, small=_of_whole)
+        sums = f"sharded: {run.iterations} Gram matrices are the only sums of matrices"
+        return u, run._replace(method="gram", note=sums)
+    return _of_whole(x, ops, tol=tol, callback=callback, lower=lower)
+
+
+def _of_whole(
+    x: Array,
+    ops: Ops,
+    *,
+    tol: float,
+    callback: Callable[[int, Array], None] | None = None,
+    lower: float | None = None,
+) -> tuple[Array, Run]:
+    """Choose a method for matrices that are whole on each device."""
     n = x.shape[-1]
     if not (ops.host or on_cpu(x)):
         return _on_device(x, ops, tol, callback, lower)

@@ -8,6 +8,7 @@ from typing import Any
 
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_1, norm_bound, read
+from polarlib.arrays.functions import trace as diagonal_sum
 from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
 from polarlib.engine.drive import Progress
@@ -57,7 +58,9 @@ def largest(x: Array, g: Array, ops: Ops) -> tuple[Array, Array, Array]:
     """
     xp = ops.xp
     n = g.shape[-1]
-    trace = ops.frobenius(x) ** 2
+    # If x is sharded, its norm needs a further sum over devices.
+    sharded = not ops.host and ops.is_sharded(x)
+    trace = diagonal_sum(g, ops) if sharded else ops.frobenius(x) ** 2
     mean = xp.where(trace == 0, xp.ones_like(trace), trace / n)
     spread = ops.frobenius(ops.add_diagonal(ops.divide(g, mean), -1.0)) * math.sqrt((n - 1) / n)
     spread = xp.where(trace == 0, xp.ones_like(trace), spread)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from polarlib._methods.gram import orthonormal_basis
 from polarlib.arrays.functions import above_noise
 from polarlib.arrays.library import astype_like
-from polarlib.arrays.ops import Ops
+from polarlib.arrays.ops import Ops, ops_of
 from polarlib.result import Run
 
 Array = Any
@@ -44,6 +45,14 @@ def polished(q: Array, ops: Ops) -> Array:
 
 def partial_isometry(x: Array, ops: Ops) -> Array:
     """Return U_r V_r^H for singular values above ``max(m, n) eps sigma_1``; 0 for a zero matrix."""
+    if not ops.host and ops.is_sharded(x):
+        b = orthonormal_basis(x, ops)
+        w = ops.computed_once(lambda s: _truncated(s, x.shape, ops_of(s)), b.s)
+        return ops.matmul(b.q, ops.matmul(b.right, w))
+    return _truncated(x, x.shape, ops)
+
+
+def _truncated(x: Array, shape: tuple[int, ...], ops: Ops) -> Array:
     u, s, vh = ops.svd(x)
-    keep = ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
+    keep = ops.xp.astype(above_noise(s, shape, ops), s.dtype)
     return ops.matmul(u * astype_like(keep, u, ops)[..., None, :], vh)

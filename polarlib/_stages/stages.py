@@ -45,6 +45,7 @@ from polarlib.engine.evidence import (
     rank_cut,
     rank_of,
     traced_verdict,
+    within,
 )
 from polarlib.result import Later, PolarResult, Run, Status
 
@@ -291,12 +292,15 @@ class _Stages:
             return
         self.rank = find_rank()
         self.condition = condition(self.rank)
-        deficient = bool(np.any(self.rank < n)) and self.status in SUCCESS
-        if deficient and not self.options.completion:
+        # By Gram matrices U may be orthonormal on the row space alone, as is all of an isometry.
+        usable = self.status in SUCCESS or run.method == "gram"
+        if usable and bool(np.any(self.rank < n)) and not self.options.completion:
             self.isometry = True
             self.u = partial_isometry(x, ops)
             self.h, _, self.backward_error = evidence(self.u, x, ops)[:3]
             self.orthogonality, _ = figures(self.u, self.h, x, ops, isometry=True)
+            if within((self.orthogonality, self.backward_error), self.tol):
+                self.status = Status.CONVERGED if run.method == "gram" else self.status
 
     def form_large(self, h_out: Array | None) -> None:
         """Form the larger of the two Hermitian factors, in the place where it is to be stored."""

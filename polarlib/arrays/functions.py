@@ -42,6 +42,8 @@ def lies_in_one_place(x: Array, ops: Ops) -> bool:
 
 def _may_be_joined(x: Array, ops: Ops) -> bool:
     # Only for arithmetic of the library itself, not for wrappers (number formats, dual numbers).
+    if placements(x):  # numbers that every process has are read by one broadcast
+        return not (ops.is_sharded(x) or ops.is_abstract(x) or ops.is_traced(x))
     return lies_in_one_place(x, ops) and not ops_of(x)._lies_on_several(x)
 
 

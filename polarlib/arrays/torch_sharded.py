@@ -26,6 +26,10 @@ from polarlib.arrays.torch_ops import TorchGradOps, TorchOps, TorchTracedOps
 
 Array = Any
 
+# Names of the classes of placements that are known, and reductions of pending results.
+PLACEMENTS = ("Replicate", "Shard", "_StridedShard", "Partial")
+REDUCTIONS = ("sum", "avg", "max", "min", "product")
+
 
 def _of_whole(name: str) -> Any:
     """Return a primitive for matrices that are whole on each process, by that of local tensors."""
@@ -71,6 +75,13 @@ class TorchShardedOps(TorchGradOps):
                 f"lmo of spectral(polar=orthogonalize) accept; pass the whole tensor, "
                 f"{name}.full_tensor()"
             )
+        for place in x.placements:
+            reduced = getattr(place, "reduce_op", "sum") in REDUCTIONS
+            if type(place).__name__ not in PLACEMENTS or not reduced:
+                raise ValueError(
+                    f"{name} has the placement {place}, allowed are {', '.join(PLACEMENTS)} (of "
+                    f"{', '.join(REDUCTIONS)}); redistribute {name} first"
+                )
         if x.device_mesh.get_coordinate() is None:
             raise ValueError(
                 f"{name} is a DTensor on {x.device_mesh}, of which this process is not a member; "
@@ -162,8 +173,8 @@ class TorchShardedOps(TorchGradOps):
         if sent and x.shape[-2] != x.shape[-1]:
             why = why or "the larger Hermitian factor needs all of the unitary one"
             warn(
-                f"{why}: {sent / 1e6:.2g} MB are sent to each process, of shape {tuple(x.shape)} "
-                f"with placements {x.placements}",
+                f"{why}: this gathers {sent / 1e6:.2g} MB per device, of shape {tuple(x.shape)} with "
+                f"placements {x.placements}",
                 UserWarning,
             )
         return x.redistribute(placements=target)
@@ -211,6 +222,23 @@ class TorchShardedOps(TorchGradOps):
             return self._wrapped(y, first, [d and d + fewer for d in layout], shape)
 
         return tuple(map(wrap, results)) if isinstance(results, tuple) else wrap(results)
+
+    def computed_once(self, f: Callable[[Array], Array], x: Array) -> Array:
+        """Return ``f(x)``, of local tensors, as the first process that has the matrices computes it.
+
+        Rounding errors differ between processes, and eigenvectors of close eigenvalues with them.
+        """
+        dist = import_library("torch.distributed")
+        mesh = x.device_mesh
+        groups = [mesh.get_group(i) for i, axis in enumerate(_layout(x)) if not axis]
+
+        def alike(local: Array) -> Array:
+            result = f(local).contiguous()
+            for group in groups:
+                dist.broadcast(result, group=group, group_src=0)
+            return result
+
+        return self._on_local(alike, x)
 
     def _reduced(self, local: Array, x: Array, how: str) -> Array:
         """Reduce numbers of parts of matrices, shape (..., 1, 1), by sum or maximum."""

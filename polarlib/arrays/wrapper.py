@@ -28,7 +28,7 @@ FULL_PRECISION = frozenset({
     *("cholesky", "count_eigenvalues_above", "determinant_sign", "eigenvalues", "eigh", "inverse"),
     *("factor_max_abs", "is_definite", "qr", "singular_values", "solve_lower", "svd", "lyapunov"),
     "sylvester",
-    *("is_sharded", "with_shards", "compiled", "kernels", "normaliser"),
+    *("is_sharded", "with_shards", "computed_once", "compiled", "kernels", "normaliser"),
     *("differentiable", "functional", "is_abstract", "is_traced", "repeat_while"),
 })  # fmt: skip
 
