@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from polarlib.arrays.library import import_library
 from polarlib.arrays.pytrees import Pytree
@@ -150,25 +151,34 @@ def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: i
             f"{side}",
             UserWarning,
         )
-    if not any(isinstance(y, jax.core.Tracer) for y in (x, *beside)):
-        return _eager(f, x, beside, sharding, layout)
-    place = functools.partial(_placed, sharding.mesh)
-    given, laid = place(layout.given), place(layout.laid)
-    large = x.shape[layout.longer]
+    return _laid_out(f, x, beside, sharding, layout)
 
-    def small(y: Array) -> Any:
-        return place(layout.of_small(y.shape, large))
 
-    if explicit_sharding(x) is None:
-        move = jax.lax.with_sharding_constraint
-        # The first constraint determines the sharding of gradients.
-        result = f(move(move(x, given), laid), *beside)
-        return each(result, lambda u: move(u, given), lambda y: move(y, small(y)))
-    known = (jax.ShapeDtypeStruct(y.shape, y.dtype) for y in (x, *beside))
-    places = each(jax.eval_shape(f, *known), lambda u: laid, small)
-    move = jax.sharding.reshard
-    result = jax.sharding.auto_axes(f, out_sharding=places)(move(x, laid), *beside)
-    return each(result, lambda u: move(u, given))
+def _laid_out(f: Runs, x: Array, beside: Sequence[Array], sharding: Any, layout: Layout) -> Any:
+    """Run a function on a mesh with automatic axes; explicit ones need a sharding per call."""
+    jax, mesh, large = import_library("jax"), sharding.mesh, x.shape[layout.longer]
+    explicit, inside = has_axes(mesh, "Explicit"), contextlib.nullcontext()
+    move = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
+    given, laid = _placed(mesh, layout.given), _placed(mesh, layout.laid)
+    if isinstance(mesh, jax.sharding.Mesh):  # not abstract
+        beside = [jax.device_put(y, _placed(mesh, ())) for y in beside]
+    # The first move determines the sharding of gradients.
+    arrays = [move(move(x, given), laid), *beside]
+    if explicit:
+        types = dict.fromkeys(mesh.axis_names, jax.sharding.AxisType.Auto)
+        inside = jax.sharding.use_abstract_mesh(mesh.abstract_mesh.update_axis_types(types))
+    with inside:
+        if explicit:
+            arrays = [jax.sharding.reshard(y, jax.sharding.PartitionSpec()) for y in arrays]
+        result = f(*arrays)
+        if not isinstance(x, jax.core.Tracer):
+            result = jax.tree.map(lambda y: y, result)  # computes error estimates on this mesh
+
+    def small(y: Any) -> Any:
+        spec = layout.of_small(np.shape(y), large)
+        return move(y, _placed(mesh, spec)) if isinstance(y, jax.Array) else y
+
+    return each(result, lambda u: move(move(u, laid), given), small)
 
 
 def _placed(mesh: Any, layout: Sequence[Any]) -> Any:
@@ -185,27 +195,6 @@ def each(
     factors: Any = result
     others: Any = import_library("jax").tree.map(of_others, result)
     return dataclasses.replace(others, unitary=of_unitary(factors.unitary))
-
-
-def _eager(f: Runs, x: Array, beside: Sequence[Array], sharding: Any, layout: Layout) -> Any:
-    """Run a function on a mesh with automatic axes; explicit ones need a sharding per call."""
-    jax, mesh, automatic = import_library("jax"), sharding.mesh, contextlib.nullcontext()
-    if has_axes(mesh, "Explicit"):
-        types = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
-        mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=types)
-        automatic = jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
-    with automatic:
-        whole = [jax.device_put(y, _placed(mesh, ())) for y in beside]
-        result = f(jax.device_put(x, _placed(mesh, layout.laid)), *whole)
-        result = jax.tree.map(lambda y: y, result)  # computes error estimates on this mesh
-
-    def put(y: Any, spec: Sequence[Any] | None = None) -> Any:
-        if not isinstance(y, jax.Array):
-            return y
-        spec = layout.of_small(y.shape, x.shape[layout.longer]) if spec is None else spec
-        return jax.device_put(y, _placed(sharding.mesh, spec))
-
-    return each(result, lambda u: jax.device_put(u, sharding), put)
 
 
 def _constrained(f: Runs, x: Array, beside: Sequence[Array], mesh: Any, longer: int) -> Any:
