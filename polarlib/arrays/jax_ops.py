@@ -12,7 +12,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from polarlib.arrays.jax_sharded import each, explicit_sharding, mesh_of, run_sharded
+from polarlib.arrays.jax_sharded import (
+    each,
+    explicit_sharding,
+    known_sharding,
+    mesh_of,
+    run_sharded,
+)
 from polarlib.arrays.library import import_library, on_cpu
 from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only
 from polarlib.arrays.pytrees import Pytree
@@ -131,10 +137,10 @@ class JaxOps(Ops):
 
     def is_sharded(self, x: Array) -> bool:
         """Return whether no device has all of `x`; under jit known for explicit axes alone."""
-        if not self.is_traced(x):
-            return not x.sharding.is_fully_replicated
-        sharding = explicit_sharding(x)
-        return sharding is not None and any(axes is not None for axes in sharding.spec)
+        if self.is_traced(x) and mesh_of(x) is None:
+            return False
+        sharding = known_sharding(x)
+        return sharding is not None and not sharding.is_fully_replicated
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""

@@ -46,6 +46,8 @@ def known_sharding(x: Array) -> Any:
     None where jit or vmap hides shardings along automatic axes.
     """
     jax = import_library("jax")
+    if not isinstance(x, jax.core.Tracer):
+        return x.sharding
     found = []
 
     def look(y: Array) -> Array:
@@ -81,7 +83,7 @@ class Layout(NamedTuple):
     def of_small(self, shape: Sequence[int], large: int) -> tuple[Axes, ...]:
         """Return the layout of a result: replicated but for axes of the stack.
 
-        Square matrices of the size of the longer side, which is `large`, are sharded by rows.
+        Square matrices of the size of the longer side, `large`, are sharded by rows.
         """
         stack = self.given[:-2][: len(shape)]
         rows = len(shape) == len(self.given) and tuple(shape[-2:]) == (large, large)
@@ -134,10 +136,9 @@ def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: i
     A result of the shape of `x` has the sharding of `x`. Where that is hidden, the shorter side is
     made whole, and XLA is led to shard the result, and the gradient, as it shards `x`.
     """
-    jax = import_library("jax")
     mesh = mesh_of(x)
-    if has_axes(mesh, "Manual"):
-        return f(x, *beside)  # the shard of a device is a matrix
+    if has_axes(mesh, "Manual") or 0 in x.shape:  # the shard of a device is a matrix, or empty
+        return f(x, *beside)
     sharding = known_sharding(x)
     if sharding is None:
         return _constrained(f, x, beside, mesh, longer_side(x.shape, blocks))
@@ -156,14 +157,16 @@ def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: i
 
 def _laid_out(f: Runs, x: Array, beside: Sequence[Array], sharding: Any, layout: Layout) -> Any:
     """Run a function on a mesh with automatic axes; explicit ones need a sharding per call."""
-    jax, mesh, large = import_library("jax"), sharding.mesh, x.shape[layout.longer]
+    jax, mesh = import_library("jax"), sharding.mesh
     explicit, inside = has_axes(mesh, "Explicit"), contextlib.nullcontext()
+    traced = any(isinstance(y, jax.core.Tracer) for y in (x, *beside))
     move = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
-    given, laid = _placed(mesh, layout.given), _placed(mesh, layout.laid)
+    move = move if traced else jax.device_put
+    laid = _placed(mesh, layout.laid)
     if isinstance(mesh, jax.sharding.Mesh):  # not abstract
         beside = [jax.device_put(y, _placed(mesh, ())) for y in beside]
     # The first move determines the sharding of gradients.
-    arrays = [move(move(x, given), laid), *beside]
+    arrays = [move(move(x, sharding), laid), *beside]
     if explicit:
         types = dict.fromkeys(mesh.axis_names, jax.sharding.AxisType.Auto)
         inside = jax.sharding.use_abstract_mesh(mesh.abstract_mesh.update_axis_types(types))
@@ -171,14 +174,15 @@ def _laid_out(f: Runs, x: Array, beside: Sequence[Array], sharding: Any, layout:
         if explicit:
             arrays = [jax.sharding.reshard(y, jax.sharding.PartitionSpec()) for y in arrays]
         result = f(*arrays)
-        if not isinstance(x, jax.core.Tracer):
+        if not traced:
             result = jax.tree.map(lambda y: y, result)  # computes error estimates on this mesh
+    large = x.shape[layout.longer] if x.shape[-2] != x.shape[-1] else 0
 
     def small(y: Any) -> Any:
         spec = layout.of_small(np.shape(y), large)
         return move(y, _placed(mesh, spec)) if isinstance(y, jax.Array) else y
 
-    return each(result, lambda u: move(move(u, laid), given), small)
+    return each(result, lambda u: move(move(u, laid), sharding), small)
 
 
 def _placed(mesh: Any, layout: Sequence[Any]) -> Any:
@@ -212,8 +216,8 @@ def _constrained(f: Runs, x: Array, beside: Sequence[Array], mesh: Any, longer: 
         return numpy.where(numpy.isnan(hidden), hidden, y)
 
     def whole(y: Array) -> Array:
-        few = min(y.ndim, 2)
-        return constrain(y, _placed(mesh, [free] * (y.ndim - few) + [None] * few))
+        square = y.ndim == x.ndim and y.shape[-1] == y.shape[-2] == x.shape[-3 - longer]
+        return constrain(y, _placed(mesh, (*[free] * (y.ndim - 2), None, None))) if square else y
 
     like = _placed(mesh, spec)
     result = f(constrain(alike(x), like), *beside)
