@@ -12,6 +12,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from polarlib.arrays.jax_sharded import (
+    each,
+    explicit_sharding,
+    known_sharding,
+    mesh_of,
+    run_sharded,
+)
 from polarlib.arrays.library import import_library, on_cpu
 from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only
 from polarlib.arrays.pytrees import Pytree
@@ -40,23 +47,6 @@ def _register(kind: Any) -> None:
         jax.tree_util.register_dataclass(kind, names, kind.static)
 
 
-def _explicit_sharding(x: Array) -> Any:
-    """Return the sharding over explicit mesh axes, which are part of the type of `x`, or None."""
-    jax = import_library("jax")
-    sharding = jax.typeof(x).sharding if isinstance(x, jax.core.Tracer) else x.sharding
-    types = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
-    return sharding if any("Explicit" in str(kind) for kind in types) else None
-
-
-def _place_like(x: Array, sharding: Any, shape: tuple[int, ...]) -> Any:
-    """Return the sharding of a result: that of `x` for its shape, else along axes of the stack."""
-    if shape == x.shape:
-        return sharding
-    jax = import_library("jax")
-    spec = tuple(sharding.spec)[: max(0, min(x.ndim - 2, len(shape)))]
-    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
-
-
 class JaxOps(Ops):
     """JAX: functional, traceable under jit."""
 
@@ -83,7 +73,7 @@ class JaxOps(Ops):
         """Raise an error for explicitly sharded matrices where whole ones are needed."""
         if taken:
             return
-        sharding = _explicit_sharding(x)
+        sharding = explicit_sharding(x)
         spec = () if sharding is None else (*sharding.spec, *[None] * x.ndim)[: x.ndim]
         if any(axes is not None for axes in spec[-2:]):
             raise TypeError(
@@ -147,10 +137,10 @@ class JaxOps(Ops):
 
     def is_sharded(self, x: Array) -> bool:
         """Return whether no device has all of `x`; under jit known for explicit axes alone."""
-        if not self.is_traced(x):
-            return not x.sharding.is_fully_replicated
-        sharding = _explicit_sharding(x)
-        return sharding is not None and any(axes is not None for axes in sharding.spec)
+        if self.is_traced(x) and mesh_of(x) is None:
+            return False
+        sharding = known_sharding(x)
+        return sharding is not None and not sharding.is_fully_replicated
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
@@ -180,41 +170,20 @@ class JaxOps(Ops):
         return sharding.NamedSharding(x.sharding.mesh, sharding.PartitionSpec())
 
     def with_shards(
-        self, f: Callable[..., Any], x: Array, name: str = "a", beside: Sequence[Array] = ()
+        self,
+        f: Callable[..., Any],
+        x: Array,
+        name: str = "a",
+        beside: Sequence[Array] = (),
+        blocks: int = 1,
     ) -> Any:
-        """Return ``f(x, *beside)`` with automatic axes; explicit ones need a sharding per call."""
-        jax = import_library("jax")
-        given = _explicit_sharding(x)
-        if any(map(self.is_traced, (x, *beside))):
-            if given is None:
-                return f(x, *beside)
-            known = (jax.ShapeDtypeStruct(y.shape, y.dtype) for y in (x, *beside))
-            shapes = jax.eval_shape(f, *known)
-            places = jax.tree.map(lambda y: _place_like(x, given, y.shape), shapes)
-            return jax.sharding.auto_axes(f, out_sharding=places)(x, *beside)
-        if given is None:
-            place = self._device_of(x) if self._lies_on_several(x) else None
-            beside = [y if place is None else jax.device_put(y, place) for y in beside]
-            if x.sharding.is_fully_replicated:
-                return f(x, *beside)
-            place, result = x.sharding, f(x, *beside)
-        else:
-            sharding = jax.sharding
-            types = (sharding.AxisType.Auto,) * len(given.mesh.axis_names)
-            mesh = sharding.Mesh(given.mesh.devices, given.mesh.axis_names, axis_types=types)
-            whole = sharding.NamedSharding(mesh, sharding.PartitionSpec())
-            with sharding.use_abstract_mesh(mesh.abstract_mesh):
-                beside = [jax.device_put(y, whole) for y in beside]
-                result = f(jax.device_put(x, sharding.NamedSharding(mesh, given.spec)), *beside)
-                result = jax.tree.map(lambda y: y, result)  # computes error estimates on this mesh
-            place = given
-
-        def put(y: Any) -> Any:
-            if not isinstance(y, jax.Array) or (given is None and y.shape != x.shape):
-                return y
-            return jax.device_put(y, _place_like(x, place, y.shape))
-
-        return jax.tree.map(put, result)
+        """Return ``f(x, *beside)``, the longer side sharded."""
+        if mesh_of(x) is not None:
+            return run_sharded(f, x, name, beside, blocks)
+        if self.is_traced(x) or not self._lies_on_several(x):
+            return f(x, *beside)
+        # A sharding without a mesh, as XLA may have chosen.
+        return each(f(x, *beside), lambda u: import_library("jax").device_put(u, x.sharding))
 
     def is_abstract(self, x: Array) -> bool:
         """Return whether `x` is traced without entries."""

@@ -305,11 +305,17 @@ class Ops(Arithmetic):
         return x
 
     def with_shards(
-        self, f: Callable[..., Any], x: Array, name: str = "a", beside: Sequence[Array] = ()
+        self,
+        f: Callable[..., Any],
+        x: Array,
+        name: str = "a",
+        beside: Sequence[Array] = (),
+        blocks: int = 1,
     ) -> Any:
-        """Return ``f(x, *beside)``, a pytree; a result of the shape of `x` is sharded as `x` is.
+        """Return ``f(x, *beside)``, a unitary factor sharded as `x` is, or both factors.
 
-        The arrays `beside` are small, and replicated if `x` is sharded.
+        The arrays `beside` are small, and replicated if `x` is sharded. The matrices are several
+        blocks of rows of `x`.
         """
         return f(x, *beside)
 

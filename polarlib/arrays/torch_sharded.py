@@ -116,7 +116,12 @@ class TorchShardedOps(TorchGradOps):
         return ""
 
     def with_shards(
-        self, f: Callable[..., Any], x: Array, name: str = "a", beside: Sequence[Array] = ()
+        self,
+        f: Callable[..., Any],
+        x: Array,
+        name: str = "a",
+        beside: Sequence[Array] = (),
+        blocks: int = 1,
     ) -> Any:
         """Return ``f(x, *beside)``, the longer side sharded; of plain tensors if each has all."""
         laid, back, whole = self._laid_out(x, name)

@@ -46,7 +46,7 @@ def in_blocks(
             blocks = split(x, heads)
             return merged(find(blocks, ops_of(blocks), None, *others))
 
-        return ops.with_shards(by_heads, x, "g", others)
+        return ops.with_shards(by_heads, x, "g", others, heads)
     why = f"heads={heads} blocks of rows are not whole on the processes"
     whole = with_whole(x, lambda axis, parts: axis == -2 and heads % parts != 0, why)
     blocks = split(whole, heads)

@@ -1,0 +1,224 @@
+"""JAX: matrices sharded over a mesh, in the layout in which only Gram matrices need sums."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polarlib.arrays.library import import_library
+from polarlib.arrays.pytrees import Pytree
+from polarlib.arrays.settings import warn
+
+Array = Any
+Axes = tuple[str, ...]
+Runs = Callable[..., Any]
+
+
+def mesh_of(x: Array) -> Any:
+    """Return the mesh of an array, abstract under a trace; None without devices of a mesh."""
+    jax = import_library("jax")
+    sharding = jax.typeof(x).sharding if isinstance(x, jax.core.Tracer) else x.sharding
+    mesh = getattr(sharding, "mesh", None)
+    return None if mesh is None or mesh.empty else mesh
+
+
+def has_axes(mesh: Any, kind: str) -> bool:
+    """Return whether a mesh has axes of a kind: Auto, Explicit or Manual."""
+    return any(kind in str(each) for each in mesh.axis_types or ())
+
+
+def explicit_sharding(x: Array) -> Any:
+    """Return the sharding over explicit mesh axes, which are part of the type of `x`, or None."""
+    mesh, jax = mesh_of(x), import_library("jax")
+    if mesh is None or not has_axes(mesh, "Explicit"):
+        return None
+    return jax.typeof(x).sharding if isinstance(x, jax.core.Tracer) else x.sharding
+
+
+def known_sharding(x: Array) -> Any:
+    """Return the sharding of an array on a mesh, also of one that is differentiated outside of jit.
+
+    None where jit or vmap hides shardings along automatic axes.
+    """
+    jax = import_library("jax")
+    if not isinstance(x, jax.core.Tracer):
+        return x.sharding
+    found = []
+
+    def look(y: Array) -> Array:
+        if not isinstance(y, jax.core.Tracer):
+            found.append(y.sharding)
+        return y
+
+    # The rule of a custom derivative is called with the values, if there are any.
+    seen = jax.custom_jvp(look)
+    seen.defjvp(lambda primals, tangents: (seen(*primals), *tangents))
+    seen(x)
+    return found[0] if found else explicit_sharding(x)
+
+
+class Layout(NamedTuple):
+    """Names of mesh axes for each axis of an array, as given and as products need them.
+
+    Attributes
+    ----------
+    given, laid : tuple of tuples of str
+        The layouts.
+    longer : int
+        -2 or -1, the axis of matrices that is sharded in `laid`.
+    received : float
+        Part of the whole array that each device receives.
+    """
+
+    given: tuple[Axes, ...]
+    laid: tuple[Axes, ...]
+    longer: int
+    received: float
+
+    def of_small(self, shape: Sequence[int], large: int) -> tuple[Axes, ...]:
+        """Return the layout of a result: replicated but for axes of the stack.
+
+        Square matrices of the size of the longer side, `large`, are sharded by rows.
+        """
+        stack = self.given[:-2][: len(shape)]
+        rows = len(shape) == len(self.given) and tuple(shape[-2:]) == (large, large)
+        return (*stack, self.laid[self.longer]) if rows else stack
+
+
+def layout_of(
+    shape: Sequence[int], spec: Sequence[Any], sizes: Mapping[str, int], blocks: int = 1
+) -> Layout:
+    """Return the layout of matrices that are sharded over a mesh with axes of some sizes.
+
+    Mesh axes along the shorter side are moved to the longer one while they divide it, and others
+    are dropped. Each of several blocks of rows is a matrix: rows are sharded if blocks are tall, or
+    if every device has whole blocks.
+
+    Examples
+    --------
+    >>> layout_of((64, 8), ("r", "c"), {"r": 4, "c": 2}).laid
+    (('r', 'c'), ())
+    >>> layout_of((64, 8), (None, "c"), {"r": 4, "c": 2}).received
+    0.25
+    """
+    padded = (*spec, *[None] * (len(shape) - len(spec)))
+    given = tuple(() if s is None else s if isinstance(s, tuple) else (s,) for s in padded)
+
+    def parts(axes: Sequence[str]) -> int:
+        return math.prod(sizes[axis] for axis in axes)
+
+    longer = longer_side(shape, blocks, parts((*given[-1], *given[-2])))
+    shorter = -3 - longer
+    kept = given[longer]
+    for axis in given[shorter]:
+        if shape[longer] % parts((*kept, axis)) == 0:
+            kept = (*kept, axis)
+    stack = given[:-2]
+    received = (1 - 1 / parts(given[shorter])) / parts(kept) / math.prod(map(parts, stack))
+    laid = (*stack, kept, ()) if longer == -2 else (*stack, (), kept)
+    return Layout(given, laid, longer, received)
+
+
+def longer_side(shape: Sequence[int], blocks: int, parts: int = 0) -> int:
+    """Return the axis along which blocks of rows are sharded; 0 parts if the number is unknown."""
+    tall = shape[-2] >= blocks * shape[-1]
+    return -2 if tall or (blocks > 1 and parts and blocks % parts == 0) else -1
+
+
+def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: int) -> Any:
+    """Return ``f(x, *beside)`` for an array on a mesh, in the layout for products.
+
+    A result of the shape of `x` has the sharding of `x`. Where that is hidden, the shorter side is
+    made whole, and XLA is led to shard the result, and the gradient, as it shards `x`.
+    """
+    mesh = mesh_of(x)
+    if has_axes(mesh, "Manual") or 0 in x.shape:  # the shard of a device is a matrix, or empty
+        return f(x, *beside)
+    sharding = known_sharding(x)
+    if sharding is None:
+        return _constrained(f, x, beside, mesh, longer_side(x.shape, blocks))
+    layout = layout_of(x.shape, sharding.spec, sharding.mesh.shape, blocks)
+    if layout.received and x.shape[-2] != x.shape[-1]:
+        size = x.size * x.dtype.itemsize * layout.received / 1e6
+        side = "rows" if layout.longer == -2 else "columns"
+        warn(
+            f"{name} of shape {tuple(x.shape)} has the sharding {sharding.spec}, but products need "
+            f"it by {side}: gathers {size:.2g} MB per device, before and after them; shard it by "
+            f"{side}",
+            UserWarning,
+        )
+    return _laid_out(f, x, beside, sharding, layout)
+
+
+def _laid_out(f: Runs, x: Array, beside: Sequence[Array], sharding: Any, layout: Layout) -> Any:
+    """Run a function on a mesh with automatic axes; explicit ones need a sharding per call."""
+    jax, mesh = import_library("jax"), sharding.mesh
+    explicit, inside = has_axes(mesh, "Explicit"), contextlib.nullcontext()
+    traced = any(isinstance(y, jax.core.Tracer) for y in (x, *beside))
+    move = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
+    move = move if traced else jax.device_put
+    laid = _placed(mesh, layout.laid)
+    if isinstance(mesh, jax.sharding.Mesh):  # not abstract
+        beside = [jax.device_put(y, _placed(mesh, ())) for y in beside]
+    # The first move determines the sharding of gradients.
+    arrays = [move(move(x, sharding), laid), *beside]
+    if explicit:
+        types = dict.fromkeys(mesh.axis_names, jax.sharding.AxisType.Auto)
+        inside = jax.sharding.use_abstract_mesh(mesh.abstract_mesh.update_axis_types(types))
+    with inside:
+        if explicit:
+            arrays = [jax.sharding.reshard(y, jax.sharding.PartitionSpec()) for y in arrays]
+        result = f(*arrays)
+        if not traced:
+            result = jax.tree.map(lambda y: y, result)  # computes error estimates on this mesh
+    large = x.shape[layout.longer] if x.shape[-2] != x.shape[-1] else 0
+
+    def small(y: Any) -> Any:
+        spec = layout.of_small(np.shape(y), large)
+        return move(y, _placed(mesh, spec)) if isinstance(y, jax.Array) else y
+
+    return each(result, lambda u: move(move(u, laid), sharding), small)
+
+
+def _placed(mesh: Any, layout: Sequence[Any]) -> Any:
+    sharding = import_library("jax").sharding
+    return sharding.NamedSharding(mesh, sharding.PartitionSpec(*layout))
+
+
+def each(
+    result: Any, of_unitary: Callable[[Any], Any], of_others: Callable[[Any], Any] = lambda y: y
+) -> Any:
+    """Apply one function to the unitary factor, and one to all other leaves of a result."""
+    if not isinstance(result, Pytree):
+        return of_unitary(result)
+    factors: Any = result
+    others: Any = import_library("jax").tree.map(of_others, result)
+    return dataclasses.replace(others, unitary=of_unitary(factors.unitary))
+
+
+def _constrained(f: Runs, x: Array, beside: Sequence[Array], mesh: Any, longer: int) -> Any:
+    """Run a function on a mesh with automatic axes under jit, where the sharding is unknown."""
+    jax = import_library("jax")
+    numpy, constrain = jax.numpy, jax.lax.with_sharding_constraint
+    free = jax.sharding.PartitionSpec.UNCONSTRAINED
+    spec = [free] * x.ndim
+    spec[-3 - longer] = None
+    hidden = jax.lax.stop_gradient(x)
+
+    def alike(y: Array) -> Array:
+        # XLA shards the operands and the result of a function of entries alike. It cannot remove
+        # this one, which is y for finite x.
+        return numpy.where(numpy.isnan(hidden), hidden, y)
+
+    def whole(y: Array) -> Array:
+        square = y.ndim == x.ndim and y.shape[-1] == y.shape[-2] == x.shape[-3 - longer]
+        return constrain(y, _placed(mesh, (*[free] * (y.ndim - 2), None, None))) if square else y
+
+    like = _placed(mesh, spec)
+    result = f(constrain(alike(x), like), *beside)
+    return each(result, lambda u: alike(constrain(u, like)), whole)
