@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 import os
+import sys
+from typing import Any
 
 
 def physical_memory() -> float:
@@ -12,6 +16,24 @@ def physical_memory() -> float:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):
         return math.inf
+
+
+def peak_memory() -> int | None:
+    """Return the largest resident memory of this process so far in bytes; None if unknown.
+
+    Pages of mapped files that were in memory are included.
+    """
+    # Linux. There `ru_maxrss` begins with the memory of the process that started this one.
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/status", "rb") as lines:
+        for line in lines:
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        resource: Any = importlib.import_module("resource")
+    except ImportError:  # Windows
+        return None
+    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -34,6 +34,7 @@ from polarlib import files
 from polarlib.arrays.checks import nearest
 from polarlib.arrays.entry import as_matrix, not_finite
 from polarlib.arrays.formats import docstring, printable
+from polarlib.files.containers import ZARR
 from polarlib.files.plain import plain
 from polarlib.files.whole import replaceable
 
@@ -237,6 +238,8 @@ def check_outputs(
             continue
         if suffixes and path.suffix.lower() not in suffixes:
             raise ValueError(f"{option} {path}: name a file that ends in {' or '.join(suffixes)}")
+        if path.suffix.lower() == ZARR and os.path.lexists(path):
+            raise ValueError(f"{option} {path}: exists already; remove it, or choose another name")
         try:
             place, _ = replaceable(path)
         except OSError as error:
@@ -265,6 +268,9 @@ def write_named(outputs: Mapping[str, Path | None], write: Callable[[], None]) -
     try:
         write()
     except OSError as error:
+        for option, path in outputs.items():
+            if error.errno is None and str(error).startswith(f"{path}: "):
+                raise OSError(f"{option} {error}") from error
         named = [f"{option} {path}" for option, path in outputs.items() if path is not None]
         (which,) = [n for n in named if n.endswith(f" {error.filename}")][:1] or named[:1]
         raise OSError(f"{which}: cannot be written: {error.strerror or error}") from error

@@ -13,16 +13,26 @@ import polarlib
 from polarlib import files
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.library import dtype_name
+from polarlib.arrays.memory import peak_memory
 from polarlib.cli import console
 from polarlib.cli.console import format_number, format_range, grid, say, tabulated
 from polarlib.cli.everything import METHODS
 from polarlib.cli.listing import MOST_STEPS
+from polarlib.cli.out_of_core import decompose
 from polarlib.cli.progress import progress
 from polarlib.result import Status, Trace, between
 
+FAILED = (Status.NOT_CONVERGED, Status.OVERFLOW)
+
 # -- polar -----------------------------------------------------------------------------------
 
-Side = Annotated[str, typer.Option(help="right: A = U H; left: A = H U.")]
+Side = Annotated[
+    str | None,
+    typer.Option(
+        help="right: A = U H; left: A = H U. [right; with --memory that of the smaller H]",
+        show_default=False,
+    ),
+]
 Method = Annotated[
     str,
     typer.Option(
@@ -30,7 +40,13 @@ Method = Annotated[
     ),
 ]
 Completion = Annotated[
-    bool, typer.Option(help="Complete the factor of a rank-deficient matrix to orthonormal.")
+    bool | None,
+    typer.Option(
+        "--completion/--no-completion",
+        help="Complete the factor of a rank-deficient matrix to orthonormal. [completion; with "
+        "--memory no completion]",
+        show_default=False,
+    ),
 ]
 Rtol = Annotated[
     float | None,
@@ -38,52 +54,78 @@ Rtol = Annotated[
 ]
 
 
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Compute in blocks, with at most this memory beyond that of a small matrix: 1GB, "
+        "500MB, 2GiB, or bytes. FILE is an .npy, .h5, .hdf5 or .zarr.",
+    ),
+]
+WRITTEN = (".npy", ".h5", ".hdf5", ".zarr")
+
+
 @console.command(epilog="Example: polarlib polar A.npy -o U.npy --hermitian H.npy")
 def polar(
     file: console.Source,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Write the unitary factor to this .npy or .h5."),
+        typer.Option("-o", "--output", help="Write the unitary factor to this .npy, .h5 or .zarr."),
     ] = None,
     hermitian: Annotated[
-        Path | None, typer.Option(help="Write the Hermitian factor to this .npy or .h5.")
+        Path | None, typer.Option(help="Write the Hermitian factor to this .npy, .h5 or .zarr.")
     ] = None,
-    side: Side = "right",
+    side: Side = None,
     method: Method = "auto",
-    completion: Completion = True,
+    completion: Completion = None,
     rtol: Rtol = None,
+    memory: Memory = None,
     as_json: console.Json = False,
 ) -> None:
     """Compute a polar decomposition, its errors and the rank."""
     outputs = {"-o": output, "--hermitian": hermitian}
-    console.check_outputs(outputs, (".npy", ".h5", ".hdf5"), file)
-    with progress(4, quiet=as_json) as bar:
-        bar.begin(f"reading {file}")
-        a = console.read_matrix(file)
-        if a.dtype.type.__module__ == "ml_dtypes":
-            # .npy files cannot hold the format. In float32 the factor is not rounded to it.
-            a = a.astype(np.float32)
-        bar.begin("polar decomposition")
-        with console.collected_warnings() as notes:
-            known: Any = side  # one of two words, which polar checks
-            result = polarlib.polar(a, side=known, method=method, completion=completion, rtol=rtol)
-        failed = result.status in (Status.NOT_CONVERGED, Status.OVERFLOW)
-        if failed:
-            output = hermitian = None
-        bar.begin("writing")
-        written = {output: result.unitary, hermitian: result.hermitian}
-        # Both files are written or neither, so that the factors of two runs never mix.
-        arrays = {path: factor for path, factor in written.items() if path is not None}
-        console.write_named(outputs, lambda: files.write_all(arrays))
-        bar.begin("rank and condition number")
-        result.condition_bounds  # noqa: B018 - computed when first read
+    console.check_outputs(outputs, WRITTEN, file)
+    blocks = ""
+    if memory is not None:
+        _check_for_blocks(method, completion, rtol)
+        with progress(quiet=as_json) as bar:
+            done = decompose(file, memory, side, outputs, bar)
+        result, dtype, side, notes, blocks = done
+        shape = result.unitary.shape
+        failed = result.status in FAILED
+    else:
+        with progress(4, quiet=as_json) as bar:
+            bar.begin(f"reading {file}")
+            a = console.read_matrix(file)
+            if a.dtype.type.__module__ == "ml_dtypes":
+                # .npy files cannot hold the format. In float32 the factor is not rounded to it.
+                a = a.astype(np.float32)
+            shape, dtype = a.shape, dtype_name(a)
+            bar.begin("polar decomposition")
+            with console.collected_warnings() as notes:
+                known: Any = side or "right"  # one of two words, which polar checks
+                side = known
+                whole = completion is not False
+                result = polarlib.polar(a, side=known, method=method, completion=whole, rtol=rtol)
+            failed = result.status in FAILED
+            bar.begin("writing")
+            written = {output: result.unitary, hermitian: result.hermitian}
+            # Both files are written or neither, so that the factors of two runs never mix.
+            arrays = {k: v for k, v in written.items() if k is not None and not failed}
+            console.write_named(outputs, lambda: files.write_all(arrays))
+            bar.begin("rank and condition number")
+            result.condition_bounds  # noqa: B018 - computed when first read
+    if failed:
+        output = hermitian = None
+    peak = peak_memory()
     if as_json:
-        document = {"file": file, "dtype": dtype_name(a), "side": side} | result.to_dict()
-        document |= {"remedy": result.status.value}
+        document = {"file": file, "dtype": dtype, "side": side} | result.to_dict()
+        document |= {"remedy": result.status.value, "peak_memory": peak}
         console.say_json(document | {"unitary_file": output, "hermitian_file": hermitian})
     else:
+        deficient = " (U is the partial isometry)" if blocks and result.rank < min(shape) else ""
         facts = {
-            "matrix": f"{console.format_shape(a.shape)}, {dtype_name(a)}",
+            "matrix": f"{console.format_shape(shape)}, {dtype}",
             "factors": "A = U H" if side == "right" else "A = H U",
             "method": result.method,
             "because": result.reason,
@@ -92,8 +134,10 @@ def polar(
             "matrix products": str(result.matmuls),
             "orthogonality": format_range(result.orthogonality),
             "backward error": format_range(result.backward_error),
-            "rank": format_range(result.rank),
+            "rank": f"{format_range(result.rank)}{deficient}",
             "condition number": between(*result.condition_bounds),
+            "blocks": blocks,
+            "peak memory": f"{peak / 1e6:.0f} MB" if blocks and peak is not None else "",
             "U written to": str(output or ""),
             "H written to": str(hermitian or ""),
         }
@@ -102,6 +146,25 @@ def polar(
         nothing = "; nothing was written" if any(outputs.values()) else ""
         text = f"{file}: {'; '.join(notes)}{nothing}"
         raise typer.Exit(console.complain(text, 1))
+
+
+def _check_for_blocks(method: str, completion: bool | None, rtol: float | None) -> None:
+    """Refuse options that a decomposition in blocks does not have."""
+    if method != "auto":
+        raise ValueError(
+            f"--method {method} must not be given with --memory, whose method follows from the "
+            "condition number; leave it out"
+        )
+    if completion:
+        raise ValueError(
+            "--completion must not be given with --memory, which writes the partial isometry of a "
+            "rank-deficient matrix; leave it out"
+        )
+    if rtol is not None:
+        raise ValueError(
+            "--rtol must not be given with --memory, whose tolerance is max(100, n) eps; leave it "
+            "out"
+        )
 
 
 # -- converge --------------------------------------------------------------------------------

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +12,7 @@ import numpy as np
 
 from polarlib._extras import require
 from polarlib.arrays.memory import physical_memory
-from polarlib.files.whole import beside, damage_named
+from polarlib.files.whole import damage_named
 
 HDF5 = (".h5", ".hdf5")
 ZARR = ".zarr"
@@ -24,7 +22,7 @@ DATASET = "array"
 
 def container_names(file: Path, kind: str) -> tuple[str, ...]:
     """Return the paths of the arrays in a file or folder; none for a folder that is one array."""
-    with _opened(file, kind) as whole:
+    with opened(file, kind) as whole:
         return tuple(_arrays(whole, kind))
 
 
@@ -37,25 +35,31 @@ def read_contained(file: Path, kind: str, name: str | None) -> np.ndarray:
         If the file is damaged, or the array does not hold numbers, is larger than the memory or
         is stored in another file.
     """
-    with _opened(file, kind) as whole:
-        array = whole if name is None else whole[name]
-        if not hasattr(array, "dtype"):  # a group
-            raise _Refused(f"{file}: holds no arrays")
-        if array.dtype.kind not in "biufc":
-            raise _Refused(
-                f"{file}: holds entries of type {array.dtype}, not numbers; save it again as "
-                "float64 or float32"
-            )
-        # An external file could be any file of this user, chosen by the author of this one.
-        if kind != ZARR and (array.external or array.is_virtual):
-            raise _Refused(
-                f"{file}: the array {name} is stored in other files, which are not read; "
-                "copy it into this file"
-            )
+    with opened(file, kind) as whole:
+        array = numbers_of(whole, file, kind, name)
         # Chunks that were never written are zeros, so that a small file can declare a large array.
         if array.size * array.dtype.itemsize > physical_memory():
             raise MemoryError
         return np.asarray(array[()] if kind != ZARR else array[...])
+
+
+def numbers_of(whole: Any, file: Path, kind: str, name: str | None) -> Any:
+    """Return an array of numbers of a file that is open, without reading its entries."""
+    array = whole if name is None else whole[name]
+    if not hasattr(array, "dtype"):  # a group
+        raise _Refused(f"{file}: holds no arrays")
+    if array.dtype.kind not in "biufc":
+        raise _Refused(
+            f"{file}: holds entries of type {array.dtype}, not numbers; save it again as "
+            "float64 or float32"
+        )
+    # An external file could be any file of this user, chosen by the author of this one.
+    if kind != ZARR and (array.external or array.is_virtual):
+        raise _Refused(
+            f"{file}: the array {name} is stored in other files, which are not read; "
+            "copy it into this file"
+        )
+    return array
 
 
 def hdf5_writer(path: str, array: np.ndarray) -> Callable[[IO[bytes]], None]:
@@ -73,24 +77,12 @@ def hdf5_writer(path: str, array: np.ndarray) -> Callable[[IO[bytes]], None]:
 
 
 def write_zarr(path: str, array: np.ndarray) -> None:
-    """Write a Zarr folder, whole or not at all; raise OSError if the path exists."""
-    require(f"{path}: writing", "files", "zarr")
+    """Write an array to a Zarr folder, which must be new or empty."""
     import zarr
 
-    if os.path.lexists(path):
-        raise FileExistsError(f"{path}: exists already; remove it, or choose another name")
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"{path}: there is no folder {folder}; create it first")
-    temporary = beside(path)
-    try:
-        # Older versions of zarr reject arrays of the other byte order.
-        native: Any = array.astype(array.dtype.newbyteorder("="), copy=False)
-        zarr.save_array(temporary, native)
-        os.rename(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    # Older versions of zarr reject arrays of the other byte order.
+    native: Any = array.astype(array.dtype.newbyteorder("="), copy=False)
+    zarr.save_array(path, native)
 
 
 class _Refused(ValueError):
@@ -98,7 +90,7 @@ class _Refused(ValueError):
 
 
 @contextlib.contextmanager
-def _opened(file: Path, kind: str) -> Iterator[Any]:
+def opened(file: Path, kind: str) -> Iterator[Any]:
     """Open a file or a folder for reading; report damage in one line."""
     package = "zarr" if kind == ZARR else "h5py"
     require(f"{file}: reading", "files", package)

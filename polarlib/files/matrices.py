@@ -32,7 +32,13 @@ from polarlib.files.containers import (
     write_zarr,
 )
 from polarlib.files.matrix_market import read_market
-from polarlib.files.whole import PICKLED, damage_named, open_regular, write_together
+from polarlib.files.whole import (
+    PICKLED,
+    damage_named,
+    open_regular,
+    unfinished,
+    write_together,
+)
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".mtx", ".h5", ".hdf5", ".zarr")
 # Suffixes that `write` accepts.
@@ -119,7 +125,7 @@ def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
         If the file is damaged, or of another type than its suffix.
     """
     file, _ = split(path)
-    kind = _kind(file)
+    kind = kind_of(file)
     if kind == ".safetensors":
         return tuple(_header(file)[0])
     if kind in (*HDF5, ZARR):
@@ -169,18 +175,18 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
     """
     file, chosen = split(path)
     name = chosen if name is None else checks.text("name", name)
-    kind = _kind(file)
+    kind = kind_of(file)
     if kind == ".safetensors":
         return _read_tensor(file, name)
     if kind in (*HDF5, ZARR):
         known = names(file)
         if known or kind != ZARR or name is not None:
             inner = name if name is None or name.startswith("/") else f"/{name}"
-            name = _choose(file, known, inner)
+            name = choose(file, known, inner)
         array = read_contained(file, kind, name)
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     if kind == ".npz":
-        name = _choose(file, names(file), name)
+        name = choose(file, names(file), name)
     elif name is not None:
         raise ValueError(
             f"{file}: a {kind} file holds one nameless array; leave {checks.shown(name)} out"
@@ -245,7 +251,7 @@ def write_all(arrays: Mapping[Any, Any]) -> None:
     Parameters
     ----------
     arrays : mapping
-        From paths to arrays, as for :func:`write`. A Zarr folder must be the only entry.
+        From paths to arrays, as for :func:`write`.
 
     Raises
     ------
@@ -259,6 +265,7 @@ def write_all(arrays: Mapping[Any, Any]) -> None:
 def _write(arrays: Mapping[Any, Any], label: str) -> None:
     """Write arrays to files; `label` stands for a path in messages."""
     writers: dict[Any, Callable[[IO[bytes]], Any]] = {}
+    folders: dict[Any, np.ndarray] = {}
     for path, array in arrays.items():
         text = os.fsdecode(checks.path(label, path))
         kind = Path(text).suffix.lower()
@@ -267,17 +274,18 @@ def _write(arrays: Mapping[Any, Any], label: str) -> None:
                 f"{label} must end in {', '.join(WRITTEN[:-1])} or {WRITTEN[-1]}, "
                 f"got {checks.shown(text)}; change its suffix"
             )
-        if kind == ZARR and len(arrays) > 1:
-            raise ValueError(
-                f"{text}: a Zarr folder must be the only file of a call; use one call for each"
-            )
-        if kind == ZARR:
-            return write_zarr(text, _on_host(text, array))
         if kind == ".npy":
             writers[path] = _npy_writer(path, array)
+        elif kind == ZARR:
+            require(f"{text}: writing", "files", "zarr")
+            folders[path] = _on_host(text, array)
         else:
             writers[path] = hdf5_writer(text, _on_host(text, array))
-    write_together(writers)
+    with contextlib.ExitStack() as stack:
+        ready = {path: stack.enter_context(unfinished(path, folder=True)) for path in folders}
+        for path, temporary in ready.items():
+            write_zarr(temporary, folders[path])
+        write_together(writers, ready)
 
 
 def write_npy(path: str | os.PathLike[str], array: Any) -> None:
@@ -350,7 +358,7 @@ def _on_host(path: str | os.PathLike[str], array: Any) -> np.ndarray:
     return cast(np.ndarray, array)
 
 
-def _kind(file: Path) -> str:
+def kind_of(file: Path) -> str:
     """Return the suffix of a file, after a check that the file exists and has that type."""
     kind = file.suffix.lower()
     if kind == ZARR and file.is_dir():
@@ -392,7 +400,7 @@ def _read_whole(stream: IO[bytes]) -> np.ndarray:
     return array
 
 
-def _choose(file: Path, known: tuple[str, ...], name: str | None) -> str:
+def choose(file: Path, known: tuple[str, ...], name: str | None) -> str:
     if not known:
         raise ValueError(f"{file}: holds no arrays")
     if name is None:
@@ -434,7 +442,7 @@ def _header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
 
 def _read_tensor(file: Path, name: str | None) -> np.ndarray:
     header, begin = _header(file)
-    name = _choose(file, tuple(header), name)
+    name = choose(file, tuple(header), name)
     entry = header[name]
     if entry["dtype"] not in _SAFETENSORS:
         raise ValueError(

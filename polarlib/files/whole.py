@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import hashlib
+import importlib
 import json
 import os
 import reprlib
@@ -13,7 +15,17 @@ import signal
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
+
+fcntl: Any = None
+with contextlib.suppress(ImportError):  # Windows has no such locks
+    fcntl = importlib.import_module("fcntl")
+
+# Ends of the temporary names of outputs that are written in blocks, and of files that are replaced.
+PART, OLD = ".polarlib-part", "-old"
+LONGEST_NAME = 200  # bytes; file systems have a limit of 255 with these ends
+NONE: Mapping[Any, str] = MappingProxyType({})
 
 PICKLED = (
     "{}: holds pickled Python objects, which are not loaded since they may run code; save the "
@@ -60,9 +72,12 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any])
     write_together({path: write})
 
 
-def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
+def write_together(
+    writers: Mapping[Any, Callable[[IO[bytes]], Any]], ready: Mapping[Any, str] = NONE
+) -> None:
     """Write several files, all or none, each as :func:`write_whole` does.
 
+    `ready` has outputs that are written already: their temporary names, of :func:`unfinished`.
     An OSError has the path as given; every existing file is then unchanged. SIGTERM and SIGHUP, if
     their handlers are the defaults, end the process only after the temporary files are removed.
     """
@@ -70,7 +85,8 @@ def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
     targets: list[str] = []
     replaced: list[tuple[str, str, str | None]] = []
     path: Any = ""
-    with _stopped_by_signals() as armed:
+    wanted = [*writers, *ready]
+    with stopped_by_signals() as armed:
         try:
             for path, write in writers.items():
                 target, mode = replaceable(path)
@@ -86,11 +102,21 @@ def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
                     os.fsync(file.fileno())
                 if mode is not None:
                     os.chmod(temporaries[-1], mode)
-            names = zip(writers, targets, temporaries[:], strict=True)
+            for path, temporary in ready.items():
+                target, mode = replaceable(path)
+                targets.append(target)
+                temporaries.append(temporary)
+                if os.path.isfile(temporary):
+                    with open(temporary, "r+b") as file:
+                        os.fsync(file.fileno())
+                if mode is not None:
+                    os.chmod(temporary, mode)
+            names = zip(wanted, targets, temporaries[:], strict=True)
             for path, target, temporary in names:  # noqa: B007, for messages
                 saved = None
                 if target is not targets[-1] and os.path.exists(target):
-                    temporaries.append(saved := beside(target))
+                    saved = temporary + OLD if temporary in ready.values() else beside(target)
+                    temporaries.append(saved)
                     _second_name(target, saved)
                 replaced.append((target, temporary, saved))
                 os.replace(temporary, target)
@@ -99,12 +125,12 @@ def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
         except BaseException as error:
             armed.clear()
             waiting = [temporary for _, temporary, _ in replaced if os.path.exists(temporary)]
-            if waiting or len(replaced) < len(writers):  # otherwise all are in place
+            if waiting or len(replaced) < len(wanted):  # otherwise all are in place
                 _restore([entry for entry in replaced if entry[1] not in waiting], temporaries)
             if (
                 isinstance(error, OSError)
                 and error.errno is not None
-                and error.filename in (None, *temporaries)
+                and (error.filename is None or str(error.filename).startswith(tuple(temporaries)))
             ):
                 raise OSError(error.errno, error.strerror, os.fspath(path)) from None
             raise
@@ -120,10 +146,89 @@ def _restore(replaced: list[tuple[str, str, str | None]], temporaries: list[str]
     for target, _, saved in replaced:
         with contextlib.suppress(OSError):
             if saved is None:
-                os.unlink(target)
+                _remove(target)
             else:
                 temporaries.remove(saved)  # it is the only copy
                 os.replace(saved, target)
+
+
+@contextlib.contextmanager
+def unfinished(path: str | os.PathLike[str], *, folder: bool = False) -> Iterator[str]:
+    """Reserve a temporary name for an output; yield the name of a file or folder that is empty.
+
+    The name depends on `path` alone, so that the next call removes what a process that was killed
+    has left. It is locked: OSError is raised where another process writes the same output. At the
+    end it is removed, unless :func:`write_together` has moved it.
+    """
+    if folder and os.path.lexists(path):
+        raise FileExistsError(
+            f"{os.fspath(path)}: exists already; remove it, or choose another name"
+        )
+    target, _ = replaceable(path)
+    where, name = os.path.split(target)
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    temporary = os.path.join(where, f".{name}{PART}")
+    with stopped_by_signals() as armed:
+        handle = _reserve(path, temporary, folder)
+        try:
+            _remove(temporary + OLD)
+            yield temporary
+        finally:
+            armed.clear()
+            if _is_same(handle, temporary):
+                _remove(temporary)
+            if handle is not None:
+                os.close(handle)
+
+
+def _reserve(path: str | os.PathLike[str], name: str, folder: bool) -> int | None:
+    """Make an empty file or folder, and lock it; return the handle that holds the lock."""
+    if fcntl is None:  # Windows, which refuses to remove a file that is open
+        _remove(name)
+        os.mkdir(name) if folder else open(name, "xb").close()
+        return None
+    while True:
+        if os.path.lexists(name) and (os.path.islink(name) or os.path.isdir(name) != folder):
+            _remove(name)
+        if folder:
+            os.makedirs(name, exist_ok=True)
+        flags = os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        handle = os.open(name, flags, 0o777 if folder else 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise OSError(
+                f"{os.fspath(path)}: is being written by another process; wait for it, or choose "
+                "another name"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        # Between opening and locking, another process may have moved or removed the file.
+        if _is_same(handle, name):
+            for entry in os.scandir(name) if folder else ():
+                _remove(entry.path)
+            if not folder:
+                os.ftruncate(handle, 0)
+            return handle
+        os.close(handle)
+
+
+def _is_same(handle: int | None, name: str) -> bool:
+    try:
+        return handle is None or os.path.samestat(os.fstat(handle), os.lstat(name))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: str) -> None:
+    """Remove a file or a folder, if it exists."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def replaceable(path: str | os.PathLike[str]) -> tuple[str, int | None]:
@@ -186,7 +291,7 @@ def _sync_folder(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[list[bool]]:
+def stopped_by_signals() -> Iterator[list[bool]]:
     """Turn SIGTERM and SIGHUP into an exception; let them end the process after the block.
 
     Yield a list. Nothing is raised once the list is empty; empty it before files are removed.
