@@ -114,10 +114,11 @@ def checked_coefficients(c: Any, x: Array) -> Array:
     return c
 
 
-def _check_sizes(c: Array) -> None:
-    """Raise for no or too many entries; separate, since torch.jit.trace has no sizes."""
+def checked_sizes(c: Array) -> tuple[int, ...]:
+    """Return the shape, of few entries; separate, since torch.jit.trace has no sizes."""
     if not all(0 < size <= MOST_STEPS for size in c.shape[-2:]):
         _refuse_shape(c)
+    return tuple(c.shape)
 
 
 def _refuse_shape(c: Array) -> NoReturn:
@@ -178,7 +179,7 @@ def _recorded(x: Array, c: Array, how: How) -> Array:
 
 
 def _orthogonalized(x: Array, c: Array, how: How, out: Array | None = None) -> Array:
-    _check_sizes(c)
+    checked_sizes(c)
     check_rows(x.shape, how.heads)
     ops = ops_of(x)
     precision = ops.multiplier(x) if how.precision is None else how.precision
@@ -208,7 +209,7 @@ def _rule(c: Array, ndim: int) -> dict[str, Any]:
 def rule_of_coefficients(x: Array, c: Any, *given: Any) -> tuple[dict[str, Any], int | None]:
     """Return the checked arguments of the derivative at X for fixed C, and the number of heads."""
     how, c = checked_how(*given), checked_coefficients(c, x)
-    _check_sizes(c)
+    checked_sizes(c)
     check_rows(x.shape, how.heads)
     return _rule(ops_of(c).cast(c, format_name(x)), x.ndim + (how.heads is not None)), how.heads
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from polarlib.arrays import torch_operator
-from polarlib.arrays.checks import flag
+from polarlib.arrays.checks import flag, shown
 from polarlib.arrays.entry import ArrayT, as_matrix, is_array
-from polarlib.arrays.ops import Ops
-from polarlib.arrays.settings import looks, looks_at_nothing, on_its_device, traced_by_dynamo
+from polarlib.arrays.jax_mesh import JaxMesh
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.settings import (
+    held_back,
+    looks,
+    looks_at_nothing,
+    on_its_device,
+    traced_by_dynamo,
+)
+from polarlib.arrays.torch_mesh import TorchMesh
 from polarlib.arrays.torch_sharded import laid_as, placements, with_whole
-from polarlib.orthogonalization import coefficients, matrices
+from polarlib.orthogonalization import coefficients, matrices, owners
+from polarlib.orthogonalization.heads import block_shape
 from polarlib.orthogonalization.matrices import orthogonalize
-from polarlib.orthogonalization.options import NAMED
+from polarlib.orthogonalization.options import NAMED, Options
 
 Array = Any
 
@@ -25,7 +35,7 @@ BATCH_UP_TO = 1 << 14
 
 
 def orthogonalize_all(
-    gradients: Iterable[ArrayT], *, convolution: bool = False, **same: Any
+    gradients: Iterable[ArrayT], *, convolution: bool = False, mesh: Any = None, **same: Any
 ) -> list[ArrayT]:
     """Orthogonalise many arrays, with matrices of equal shape in one batch.
 
@@ -79,13 +89,9 @@ def orthogonalize_all(
     if "out" in same:
         raise TypeError("orthogonalize_all has no argument out; it returns a list of new arrays")
     convolution = flag("convolution", convolution)
-    # An array is iterable too, over its matrices or rows: a stack belongs to orthogonalize.
-    listed = isinstance(gradients, list | tuple)
-    if not listed and (is_array(gradients) or not isinstance(gradients, Iterable)):
-        raise TypeError(
-            f"orthogonalize_all takes a list of arrays, got {type(gradients).__name__}; "
-            "pass one array or stack to orthogonalize"
-        )
+    if mesh is not None:
+        return _over_mesh(gradients, mesh, convolution, same)
+    _check_list(gradients)
     if traced_by_dynamo():
         gradients = list(gradients)
         if all(map(torch_operator.takes, gradients)):
@@ -93,6 +99,16 @@ def orthogonalize_all(
             if recorded is not None:
                 return recorded
     return _orthogonalize_all(gradients, convolution, same)
+
+
+def _check_list(gradients: Any) -> None:
+    # An array is iterable too, over its matrices or rows: a stack belongs to orthogonalize.
+    listed = isinstance(gradients, list | tuple)
+    if not listed and (is_array(gradients) or not isinstance(gradients, Iterable)):
+        raise TypeError(
+            f"orthogonalize_all takes a list of arrays, got {type(gradients).__name__}; "
+            "pass one array or stack to orthogonalize"
+        )
 
 
 def _recorded(
@@ -134,6 +150,16 @@ def _orthogonalize_all(
     gradients: Iterable[Array], convolution: bool, same: dict[str, Any]
 ) -> list[Array]:
     arrays = [as_matrix(g, f"gradients[{i}]", sharded=True) for i, g in enumerate(gradients)]
+    return _grouped(arrays, convolution, same, range(len(arrays)))
+
+
+def _grouped(
+    arrays: list[tuple[Array, Ops]],
+    convolution: bool,
+    same: dict[str, Any],
+    numbers: Sequence[int],
+) -> list[Array]:
+    """Return the results for arrays, which have these numbers in messages."""
     given = [x for x, _ in arrays]
     if convolution:
         arrays = [(_as_matrix(x, ops), ops) for x, ops in arrays]
@@ -146,7 +172,7 @@ def _orthogonalize_all(
         try:
             factors = _together([arrays[i][0] for i in members], ops, same)
         except ValueError as error:
-            which = ", ".join(map(str, members))
+            which = ", ".join(str(numbers[i]) for i in members)
             raise ValueError(f"gradients[{which}]: {error}") from None
         for i, q in zip(members, factors, strict=True):
             results[i] = _as_given(q, given[i], ops) if convolution else q
@@ -211,3 +237,91 @@ def _joined(group: list[Array], counts: list[int], ops: Ops) -> Array:
     """Matrices and stacks of them, one stack after the other."""
     pairs = zip(group, counts, strict=True)
     return ops.xp.concat([ops.xp.reshape(x, (k, *x.shape[-2:])) for x, k in pairs])
+
+
+# -- over the devices of a mesh ----------------------------------------------------------------
+
+
+def _mesh(mesh: Any) -> Any:
+    """Return the devices of a mesh of an array library."""
+    kinds: tuple[Any, ...] = (JaxMesh, TorchMesh)
+    for kind in kinds:
+        if kind.takes(mesh):
+            return kind(mesh)
+    raise TypeError(
+        f"mesh must be a {' or '.join(kind.kind for kind in kinds)}, got {shown(mesh)}; leave it "
+        "out for one device"
+    )
+
+
+@functools.partial(
+    looks,
+    reason="orthogonalize_all with a mesh communicates, which torch.compile(fullgraph=True) cannot "
+    "record; leave fullgraph=True out",
+)
+def _over_mesh(
+    gradients: Iterable[Array], mesh: Any, convolution: bool, same: dict[str, Any]
+) -> list[Array]:
+    """Return the results, each computed by one device of a mesh, where the gradients are."""
+    where = _mesh(mesh)
+    arrays, how, costs, formats = where.agreed(lambda: _read(gradients, where, convolution, same))
+    for precision, shape in formats.items():  # every process warns
+        how.resolved_for(shape, precision)
+    moved = [i for i, x in enumerate(arrays) if not where.stays(x)]
+
+    def run(given: list[Array], c: Array, numbers: Sequence[int]) -> list[Array]:
+        options = same if c is None else {**same, "schedule": c}
+        at = [moved[k] for k in numbers]
+        with held_back():
+            return _grouped([(x, ops_of(x)) for x in given], convolution, options, at)
+
+    given = [arrays[i] for i in moved]
+    shapes = [tuple(x.shape) for x in given]
+    divided = [x.ndim > 2 and not convolution and where.may_divide(x) for x in given]
+    cut = owners.pieces(tuple(shapes), tuple(costs[i] for i in moved), tuple(divided), where.count)
+    kinds = tuple((p.high - p.low, *shapes[p.array][1:], given[p.array].dtype) for p in cut)
+    sizes = tuple(math.prod(k[:-1]) * k[-1].itemsize for k in kinds)
+    c = same["schedule"] if isinstance(how, coefficients.How) else None
+    computed = where.compute(given, owners.rounds(cut, kinds, sizes, where.count), run, c)
+    results = dict(zip(moved, computed, strict=True))
+    return [
+        results[i] if i in results else _grouped([(x, ops_of(x))], convolution, same, [i])[0]
+        for i, x in enumerate(arrays)
+    ]
+
+
+def _read(
+    gradients: Iterable[Array], where: Any, convolution: bool, same: dict[str, Any]
+) -> tuple[tuple[list[Array], Any, list[int], dict[str, tuple[int, ...]]], list[str]]:
+    """Return checked arrays and options, costs, and a shape per format; and all that as text."""
+    _check_list(gradients)
+    c = same.get("schedule", "auto")
+    unknown = sorted(same.keys() - Options.__dataclass_fields__)
+    if unknown:
+        raise TypeError(f"orthogonalize_all has no argument {unknown[0]}; leave it out")
+    named = isinstance(c, NAMED)
+    others = {name: value for name, value in same.items() if name != "schedule"}
+    how: Any = Options(**same) if named else coefficients.checked_how(**others)
+    arrays, costs, formats = [], [], {}
+    rows: tuple[int, ...] = ()
+    options = vars(how) if named else how._asdict()
+    texts = [f"{k}={v!r}" for k, v in {**options, "convolution": convolution}.items()]
+    for i, g in enumerate(gradients):
+        x, ops = as_matrix(g, f"gradients[{i}]", sharded=True)
+        texts.append(where.check(x, f"gradients[{i}]"))
+        shape = tuple(x.shape)
+        shape = (shape[0], math.prod(shape[1:])) if convolution else shape
+        try:
+            if not named:
+                rows = coefficients.checked_sizes(coefficients.checked_coefficients(c, x))
+            costs.append(owners.operations(shape, ops.multiplier(x), how, rows))
+        except ValueError as error:
+            raise ValueError(f"gradients[{i}]: {error}") from None
+        arrays.append(x)
+        if named:
+            precision = how.precision or ops.multiplier(x)
+            formats[precision] = block_shape(shape, how.heads)
+            texts[-1] += f" in {precision}"
+    if arrays and not named:
+        texts.append(where.check(c, "schedule"))
+    return (arrays, how, costs, formats), texts

@@ -1,0 +1,245 @@
+"""JAX: matrices that the devices of a Mesh compute for each other.
+
+A *piece* is a slab ``low:high`` of the first axis of an array, with its owner
+(`polarlib.orthogonalization.owners`). Eagerly, pieces are moved to their owners' devices and
+results back; JAX dispatches asynchronously, so that devices compute at the same time. Under
+`jax.jit` and `jax.vmap` the arrays are replicated, each device branches to its pieces, and an
+all-gather returns the results.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from polarlib.arrays.jax_ops import _explicit_sharding
+from polarlib.arrays.library import import_library
+
+Array = Any
+T = TypeVar("T")
+
+
+class JaxMesh:
+    """The devices of a mesh with axes of any number and kind, in row-major order.
+
+    Raises
+    ------
+    ValueError
+        If the mesh has no devices.
+    """
+
+    library = "jax"
+    kind = "jax.sharding.Mesh"
+
+    def __init__(self, mesh: Any) -> None:
+        if mesh.empty:
+            raise ValueError(f"mesh must have devices, got {mesh}; make it by jax.make_mesh")
+        self.mesh = mesh
+        self.devices = list(mesh.devices.flat)
+        self.count = len(self.devices)
+
+    @staticmethod
+    def takes(mesh: Any) -> bool:
+        """Return whether an object is a Mesh."""
+        sharding = getattr(sys.modules.get("jax"), "sharding", None)
+        return sharding is not None and isinstance(mesh, sharding.Mesh)
+
+    def check(self, x: Array, name: str) -> str:
+        """Return "": there is one process.
+
+        Raises
+        ------
+        TypeError
+            If `x` is not an array of JAX.
+        ValueError
+            If it is sharded along explicit axes of another mesh.
+        """
+        if not isinstance(x, import_library("jax").Array):
+            raise TypeError(
+                f"mesh is a Mesh of jax, but {name} is a {type(x).__name__}; pass arrays of jax, "
+                "or leave mesh out"
+            )
+        given = _explicit_sharding(x)
+        shape = None if given is None else dict(given.mesh.shape)
+        if given is not None and shape != dict(self.mesh.shape):
+            raise ValueError(
+                f"{name} is sharded along explicit axes of a mesh {shape}, but mesh is "
+                f"{dict(self.mesh.shape)}; pass the mesh of the arrays"
+            )
+        return ""
+
+    def agreed(self, read: Callable[[], tuple[T, list[str]]]) -> T:
+        """Return the first result of a function."""
+        return read()[0]
+
+    def stays(self, x: Array) -> bool:
+        """Return whether an array is a stack whose matrices are each on one device."""
+        spec = _spec(x)
+        return any(spec[:-2]) and not any(spec[-2:])
+
+    def may_divide(self, x: Array) -> bool:
+        """Return whether a stack may be divided along its first axis."""
+        return not any(_spec(x))
+
+    def compute(
+        self,
+        arrays: Sequence[Array],
+        rounds: Sequence[Sequence[Any]],
+        run: Callable[..., list[Array]],
+        c: Array = None,
+    ) -> list[Array]:
+        """Return results for arrays, each in the sharding of its array.
+
+        ``run(pieces, c, numbers)`` returns the results for arrays, which are pieces of the arrays
+        with these numbers.
+        """
+        pieces = [p for each in rounds for p in each]
+        owned = [[p for p in pieces if p.owner == owner] for owner in range(self.count)]
+        known = [_concrete(x) for x in (*arrays, *([] if c is None else [c]))]
+        if all(x is not None for x in known):
+            return self._moved(arrays, known, owned, run, c)
+        return self._branched(arrays, owned, run, c)
+
+    def _moved(
+        self,
+        arrays: Sequence[Array],
+        known: Sequence[Array],
+        owned: Sequence[Sequence[Any]],
+        run: Callable[..., list[Array]],
+        c: Array,
+    ) -> list[Array]:
+        """Return results of pieces that are moved to their owners, and back."""
+        put = import_library("jax").device_put
+        parts: list[dict[int, Array]] = [{} for _ in arrays]
+        for device, own in zip(self.devices, owned, strict=True):
+            if own:
+                given = [put(_piece(arrays, p), device) for p in own]
+                here = None if c is None else put(c, device)
+                results = run(given, here, [p.array for p in own])
+                for p, u in zip(own, results, strict=True):
+                    parts[p.array][p.low] = put(u, known[p.array].sharding)
+        return [put(_joined(p), x.sharding) for p, x in zip(parts, known, strict=False)]
+
+    def _branched(
+        self,
+        arrays: Sequence[Array],
+        owned: Sequence[Sequence[Any]],
+        run: Callable[..., list[Array]],
+        c: Array,
+    ) -> list[Array]:
+        """Return results from one program, in which each device branches to its pieces.
+
+        Devices with pieces of equal shapes have one branch. Results are concatenated to a row per
+        device and dtype, filled with zeros to equal lengths.
+        """
+        jax = import_library("jax")
+        lax, xp = jax.lax, jax.numpy
+        every, everywhere = self.mesh.axis_names, jax.sharding.PartitionSpec()
+
+        def kind(p: Any) -> tuple[Any, ...]:
+            x = arrays[p.array]
+            return (str(x.dtype), p.high - p.low, *x.shape[1:])
+
+        rows = [sorted(own, key=kind) for own in owned]
+        kinds = [tuple(map(kind, own)) for own in rows]
+        branches = list(dict.fromkeys(kinds))
+        members = [[r for r in range(self.count) if kinds[r] == b] for b in branches]
+        dtypes = sorted({str(x.dtype) for x in arrays})
+        lengths = {
+            t: max(sum(math.prod(k[1:]) for k in ks if k[0] == t) for ks in kinds) for t in dtypes
+        }
+
+        def branch(which: int, me: Array, xs: Sequence[Array], c: Array) -> list[Array]:
+            who = members[which]
+            place = xp.asarray([who.index(r) if r in who else 0 for r in range(self.count)])
+            choices = [lambda r=r: [_piece(xs, p) for p in rows[r]] for r in who]
+            own = lax.switch(place[me], choices)
+            us = run(own, c, [p.array for p in rows[who[0]]]) if own else []
+
+            def row(t: str) -> Array:
+                flat = [xp.ravel(u) for u in us if str(u.dtype) == t]
+                flat = xp.concatenate(flat) if flat else xp.zeros(0, t)
+                return xp.pad(flat, (0, lengths[t] - len(flat)))
+
+            return [row(t) for t in dtypes]
+
+        def on_each(xs: Sequence[Array], c: Array) -> list[Array]:
+            me = lax.axis_index(every)
+            choices = [lambda b=b: branch(b, me, xs, c) for b in range(len(branches))]
+            number = xp.asarray([branches.index(k) for k in kinds])[me]
+            gathered = lax.all_gather(lax.switch(number, choices), every)
+            found = dict(zip(dtypes, gathered, strict=True))
+            parts: list[dict[int, Array]] = [{} for _ in xs]
+            for r, own in enumerate(rows):
+                start = dict.fromkeys(dtypes, 0)
+                for p in own:
+                    t, *shape = kind(p)
+                    end = start[t] + math.prod(shape)
+                    parts[p.array][p.low] = xp.reshape(found[t][r, start[t] : end], shape)
+                    start[t] = end
+            return [_joined(p) for p in parts]
+
+        mapped = jax.shard_map(
+            on_each, mesh=self.mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
+        )
+        given = [_explicit_sharding(x) for x in arrays]
+        whole = jax.sharding.NamedSharding(self.mesh, everywhere)
+        inputs = [
+            x if place is None else jax.sharding.reshard(x, whole)
+            for x, place in zip(arrays, given, strict=True)
+        ]
+        results = mapped(inputs, c)
+        return [
+            _alike(u, x) if place is None else jax.sharding.reshard(u, place)
+            for u, x, place in zip(results, arrays, given, strict=True)
+        ]
+
+
+# Numbers for operations that JAX must not take for equal.
+_numbers = itertools.count()
+
+
+def _alike(u: Array, x: Array) -> Array:
+    """Return `u` in the sharding that XLA gives to `x`.
+
+    JAX 0.10 lowers equal operations once: without different metadata all arrays of one shape would
+    have one sharding.
+    """
+    shard_alike = import_library("jax.experimental.shard_alike").shard_alike
+    metadata = import_library("jax.experimental.xla_metadata").set_xla_metadata
+    with metadata(polarlib_group=next(_numbers)):
+        return shard_alike(u, x)[0]
+
+
+def _concrete(x: Array) -> Array:
+    """Return an array whose device is known, also from under `jax.grad`, or None."""
+    jax = import_library("jax")
+    if not isinstance(x, jax.core.Tracer):
+        return x
+    # Explicit axes are part of the type, which moves must not change.
+    return x.to_concrete_value() if _explicit_sharding(x) is None else None
+
+
+def _spec(x: Array) -> tuple[Any, ...]:
+    """Return the mesh axes along which each axis is sharded, as far as it is known."""
+    known = _concrete(x)
+    sharding = _explicit_sharding(x) if known is None else known.sharding
+    spec: tuple[Any, ...] = tuple(getattr(sharding, "spec", ()))
+    if known is not None and not spec and not sharding.is_fully_replicated:
+        return (True,) * x.ndim  # a sharding of another kind
+    return (*spec, *[None] * x.ndim)[: x.ndim]
+
+
+def _piece(arrays: Sequence[Array], p: Any) -> Array:
+    x = arrays[p.array]
+    return x if (p.low, p.high) == (0, x.shape[0]) else x[p.low : p.high]
+
+
+def _joined(parts: dict[int, Array]) -> Array:
+    """Return an array from its pieces by the first of their rows."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return import_library("jax.numpy").concatenate([parts[low] for low in sorted(parts)])
