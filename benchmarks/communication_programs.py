@@ -10,7 +10,7 @@ on simulated devices of one processor. torch: calls counted by CommDebugMode in 
 device with gloo, and the size of each call's operand. benchmarks/communication.py compares them
 with the predictions.
 
-"rows", "replicated" and "block" of a tall matrix (as heads) are calls of polarlib on a sharded
+"rows", "replicated" and "block" with tall blocks (as heads) are calls of polarlib on a sharded
 array, and so is JAX's "dion" (norms.power_step). The others are polarlib.orthogonalize on local
 matrices, between collectives of the library.
 """
@@ -200,7 +200,7 @@ def programs_of_jax(devices: int, shape: tuple[int, int], dtype: str) -> Any:
             u = polarlib.orthogonalize(x, form=form, heads=devices)
             return lax.with_sharding_constraint(u, NamedSharding(mesh, rows))
 
-        of_block = headed if axis == 0 else local(factor, rows, rows)
+        of_block = headed if shape[0] >= devices * shape[1] else local(factor, rows, rows)
         blocks = [(of_block, [one])] * (PERIOD - 1)
         gradients = [array(P("x", None, None), devices, *shape)]
         gradients.append(array(P(), devices, *shape))
@@ -370,7 +370,7 @@ def programs_of_torch(devices: int, shape: tuple[int, int], dtype: str) -> Any:
             return factor(every).chunk(devices, axis)[me]
 
         def block(x: Array, form: str = form) -> Array:
-            if axis == 0:
+            if shape[0] >= devices * shape[1]:
                 return polarlib.orthogonalize(x, form=form, heads=devices)
             return polarlib.orthogonalize(x.to_local(), form=form)
 
