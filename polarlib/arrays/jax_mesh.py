@@ -9,11 +9,14 @@ all-gather returns the results.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+
+import numpy as np
 
 from polarlib.arrays.jax_ops import _explicit_sharding
 from polarlib.arrays.library import import_library
@@ -98,9 +101,22 @@ class JaxMesh:
         """
         pieces = [p for each in rounds for p in each]
         owned = [[p for p in pieces if p.owner == owner] for owner in range(self.count)]
-        known = [_concrete(x) for x in (*arrays, *([] if c is None else [c]))]
-        if all(x is not None for x in known):
-            return self._moved(arrays, known, owned, run, c)
+        jax = import_library("jax")
+        given = (*arrays, *([] if c is None else [c]))
+        known = [_concrete(x) for x in given]
+        # Arrays on one device are computed outside of a mesh of the context, which under jax.grad
+        # cannot be left.
+        inside = not jax.sharding.get_abstract_mesh().empty
+        traced = any(isinstance(x, jax.core.Tracer) for x in given)
+        if all(x is not None for x in known) and not (inside and traced):
+            if self.mesh.is_multi_process:
+                raise ValueError(
+                    f"mesh has devices of several processes, {dict(self.mesh.shape)}, between "
+                    "which arrays move only under jax.jit; call orthogonalize_all there"
+                )
+            nowhere = jax.sharding.Mesh(np.empty((), dtype=object), ())
+            with jax.set_mesh(nowhere) if inside else contextlib.nullcontext():
+                return self._moved(arrays, known, owned, run, c)
         return self._branched(arrays, owned, run, c)
 
     def _moved(
@@ -112,12 +128,14 @@ class JaxMesh:
         c: Array,
     ) -> list[Array]:
         """Return results of pieces that are moved to their owners, and back."""
-        put = import_library("jax").device_put
+        jax = import_library("jax")
+        put = jax.device_put
         parts: list[dict[int, Array]] = [{} for _ in arrays]
         for device, own in zip(self.devices, owned, strict=True):
             if own:
-                given = [put(_piece(arrays, p), device) for p in own]
-                here = None if c is None else put(c, device)
+                place = jax.sharding.SingleDeviceSharding(device)  # without explicit axes
+                given = [put(_piece(arrays, p), place) for p in own]
+                here = None if c is None else put(c, place)
                 results = run(given, here, [p.array for p in own])
                 for p, u in zip(own, results, strict=True):
                     parts[p.array][p.low] = put(u, known[p.array].sharding)
@@ -230,7 +248,7 @@ def _spec(x: Array) -> tuple[Any, ...]:
     spec: tuple[Any, ...] = tuple(getattr(sharding, "spec", ()))
     if known is not None and not spec and not sharding.is_fully_replicated:
         return (True,) * x.ndim  # a sharding of another kind
-    return (*spec, *[None] * x.ndim)[: x.ndim]
+    return spec + (None,) * (x.ndim - len(spec))
 
 
 def _piece(arrays: Sequence[Array], p: Any) -> Array:

@@ -172,6 +172,7 @@ class TorchMesh:
             for pieces in rounds
         ]
         through = functools.partial(self._through, plans=plans)
+        c = c.full_tensor() if placements(c) else c
         parts = [x.to_local() if placements(x) else x for x in xs]
         if self._records([*parts, *([] if c is None else [c])]):
             results = _owned().apply(self, through, run, c, *parts)
