@@ -193,7 +193,7 @@ def on_eight_devices(extent):
         # computed in place, is known for explicit axes alone.
         gathers = sum(axes is not None for spec in specs for axes in spec)
         gathers += 1 - (kind == AxisType.Explicit)
-        assert collectives(run, parts) == ["all-gather"] * gathers
+        assert whole or collectives(run, parts) == ["all-gather"] * gathers
         slope = jax.jit(jax.grad(lambda xs, mesh=mesh: loss(xs, mesh)))(copies)
         for g, want in zip(slope, gradients, strict=True):
             np.testing.assert_allclose(g, want, atol=1e-10)
@@ -211,7 +211,9 @@ def on_eight_devices(extent):
         check(orthogonalize_all(single, mesh=mesh, **HOW), single)
         check(orthogonalize_all(copies, mesh=mesh, **HOW), copies)
         check(run(copies), copies)
-        assert collectives(run, copies) == ["all-gather"]
+        found = collectives(run, copies)  # one per round, in which a device has one kind
+        assert set(found) == {"all-gather"}
+        assert len(found) < len(shapes)
         for q, again in zip(first, orthogonalize_all(parts, mesh=mesh, **HOW), strict=True):
             assert np.array_equal(q, again)
         with jax.set_mesh(mesh):
@@ -231,6 +233,9 @@ def many(jax, mesh):
     """Any number of matrices, of several dtypes; coefficients that are traced too."""
     a = np.random.default_rng(1).standard_normal((17, 6, 4))
     c = jax.numpy.asarray([[1.8, -1.2, 0.4], [1.7, -0.9, 0.2]])
+    equal = jax.jit(lambda xs: orthogonalize_all(xs, mesh=mesh, **HOW))
+    text = equal.lower([jax.numpy.asarray(x) for x in a[:16]]).compile().as_text()
+    assert text.count(" dot(") == 3 * HOW["steps"]  # one branch for all devices
     for count in 0, 1, 7, 17:
         xs = [jax.numpy.asarray(x, "f4" if i % 3 else "f8") for i, x in enumerate(a[:count])]
         wanted = orthogonalize_all(xs, schedule=c)
