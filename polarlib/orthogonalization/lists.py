@@ -337,7 +337,10 @@ def _read(
     arrays, costs, formats = [], [], {}
     rows: tuple[int, ...] = ()
     options = vars(how) if named else how._asdict()
-    texts = [f"{k}={v!r}" for k, v in {**options, "convolution": convolution}.items()]
+    texts = [
+        f"{name}={value!r} {getattr(value, 'steps', '')}".rstrip()  # Schedule has a short form
+        for name, value in {**options, "convolution": convolution}.items()
+    ]
     for i, g in enumerate(gradients):
         x, ops = as_matrix(g, f"gradients[{i}]", sharded=True)
         texts.append(where.check(x, f"gradients[{i}]"))

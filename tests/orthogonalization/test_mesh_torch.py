@@ -385,6 +385,9 @@ def lists_that_differ():
     x = distribute_tensor(a, mesh.line, (ROWS,))
     alike(run([x if rank < 2 else a]), ValueError, "Shard(dim=0)")
     alike(run([a], steps=1 + rank // 2), ValueError, "steps=1 (processes 0, 1)", "steps=2")
+    schedule = polarlib.schedule("jordan", 2)
+    schedule = schedule if rank else schedule.quantize("bfloat16")
+    alike(run([a], schedule=schedule, steps=None), ValueError, "schedule=", "process 0")
     alike(run([a, 3.0 if rank == 1 else b]), ValueError, "on process 1", "must be a matrix")
     alike(run([] if rank else [a]), ValueError, "lengths 1 (process 0) and 0")
 
