@@ -3,17 +3,21 @@
 A *piece* is a slab ``low:high`` of the first axis of an array, with its owner
 (`polarlib.orthogonalization.owners`). Eagerly, pieces are moved to their owners' devices and
 results back; JAX dispatches asynchronously, so that devices compute at the same time. Under
-`jax.jit` and `jax.vmap` the arrays are replicated, each device branches to its pieces, and an
-all-gather returns the results.
+`jax.jit` and `jax.vmap` the arrays of a round are replicated, each device branches to its pieces,
+and an all-gather returns the results.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+
+import numpy as np
 
 from polarlib.arrays.jax_ops import _explicit_sharding
 from polarlib.arrays.library import import_library
@@ -96,28 +100,42 @@ class JaxMesh:
         ``run(pieces, c, numbers)`` returns the results for arrays, which are pieces of the arrays
         with these numbers.
         """
-        pieces = [p for each in rounds for p in each]
-        owned = [[p for p in pieces if p.owner == owner] for owner in range(self.count)]
-        known = [_concrete(x) for x in (*arrays, *([] if c is None else [c]))]
-        if all(x is not None for x in known):
-            return self._moved(arrays, known, owned, run, c)
-        return self._branched(arrays, owned, run, c)
+        jax = import_library("jax")
+        given = (*arrays, *([] if c is None else [c]))
+        known = [_concrete(x) for x in given]
+        # Arrays on one device are computed outside of a mesh of the context, which under jax.grad
+        # cannot be left.
+        inside = not jax.sharding.get_abstract_mesh().empty
+        traced = any(isinstance(x, jax.core.Tracer) for x in given)
+        if all(x is not None for x in known) and not (inside and traced):
+            if self.mesh.is_multi_process:
+                raise ValueError(
+                    f"mesh has devices of several processes, {dict(self.mesh.shape)}, between "
+                    "which arrays move only under jax.jit; call orthogonalize_all there"
+                )
+            nowhere = jax.sharding.Mesh(np.empty((), dtype=object), ())
+            with jax.set_mesh(nowhere) if inside else contextlib.nullcontext():
+                return self._moved(arrays, known, rounds, run, c)
+        return self._branched(arrays, rounds, run, c)
 
     def _moved(
         self,
         arrays: Sequence[Array],
         known: Sequence[Array],
-        owned: Sequence[Sequence[Any]],
+        rounds: Sequence[Sequence[Any]],
         run: Callable[..., list[Array]],
         c: Array,
     ) -> list[Array]:
         """Return results of pieces that are moved to their owners, and back."""
-        put = import_library("jax").device_put
+        jax = import_library("jax")
+        put = jax.device_put
         parts: list[dict[int, Array]] = [{} for _ in arrays]
-        for device, own in zip(self.devices, owned, strict=True):
+        for owner, device in enumerate(self.devices):
+            own = [p for pieces in rounds for p in pieces if p.owner == owner]
             if own:
-                given = [put(_piece(arrays, p), device) for p in own]
-                here = None if c is None else put(c, device)
+                place = jax.sharding.SingleDeviceSharding(device)  # without explicit axes
+                given = [put(_piece(arrays, p), place) for p in own]
+                here = None if c is None else put(c, place)
                 results = run(given, here, [p.array for p in own])
                 for p, u in zip(own, results, strict=True):
                     parts[p.array][p.low] = put(u, known[p.array].sharding)
@@ -126,76 +144,85 @@ class JaxMesh:
     def _branched(
         self,
         arrays: Sequence[Array],
-        owned: Sequence[Sequence[Any]],
+        rounds: Sequence[Sequence[Any]],
         run: Callable[..., list[Array]],
         c: Array,
     ) -> list[Array]:
-        """Return results from one program, in which each device branches to its pieces.
+        """Return results from one program, which replicates the arrays of a round at a time."""
+        jax = import_library("jax")
+        everywhere = jax.sharding.PartitionSpec()
+        whole = jax.sharding.NamedSharding(self.mesh, everywhere)
+        specs = {"in_specs": everywhere, "out_specs": everywhere}
+        on_each = functools.partial(jax.shard_map, mesh=self.mesh, check_vma=False, **specs)
+        given = [_explicit_sharding(x) for x in arrays]
+        parts: list[dict[int, Array]] = [{} for _ in arrays]
+        for pieces in rounds:
+            numbers = sorted({p.array for p in pieces})
+            inputs = {
+                i: arrays[i] if given[i] is None else jax.sharding.reshard(arrays[i], whole)
+                for i in numbers
+            }
+            found = on_each(functools.partial(self._round, pieces, run))(inputs, c)
+            for p, u in zip(pieces, found, strict=True):
+                parts[p.array][p.low] = u
+        # Within a map, since XLA might shard the pieces of a concatenation.
+        joined = on_each(lambda parts: list(map(_joined, parts)))(parts) if parts else []
+        return [
+            _alike(u, x) if place is None else jax.sharding.reshard(u, place)
+            for u, x, place in zip(joined, arrays, given, strict=True)
+        ]
+
+    def _round(
+        self,
+        pieces: Sequence[Any],
+        run: Callable[..., list[Array]],
+        arrays: dict[int, Array],
+        c: Array,
+    ) -> list[Array]:
+        """Return the results for pieces, each of which one device computes, on every device.
 
         Devices with pieces of equal shapes have one branch. Results are concatenated to a row per
         device and dtype, filled with zeros to equal lengths.
         """
         jax = import_library("jax")
-        lax, xp = jax.lax, jax.numpy
-        every, everywhere = self.mesh.axis_names, jax.sharding.PartitionSpec()
-
-        def kind(p: Any) -> tuple[Any, ...]:
-            x = arrays[p.array]
-            return (str(x.dtype), p.high - p.low, *x.shape[1:])
-
-        rows = [sorted(own, key=kind) for own in owned]
-        kinds = [tuple(map(kind, own)) for own in rows]
+        lax, xp, every = jax.lax, jax.numpy, self.mesh.axis_names
+        owned = [[p for p in pieces if p.owner == r] for r in range(self.count)]
+        shapes = {p: (p.high - p.low, *arrays[p.array].shape[1:]) for p in pieces}
+        dtypes = {p: str(arrays[p.array].dtype) for p in pieces}
+        kinds = [tuple((dtypes[p], shapes[p]) for p in own) for own in owned]
         branches = list(dict.fromkeys(kinds))
-        members = [[r for r in range(self.count) if kinds[r] == b] for b in branches]
-        dtypes = sorted({str(x.dtype) for x in arrays})
         lengths = {
-            t: max(sum(math.prod(k[1:]) for k in ks if k[0] == t) for ks in kinds) for t in dtypes
+            t: max(sum(math.prod(shape) for kind, shape in ks if kind == t) for ks in kinds)
+            for t in sorted(set(dtypes.values()))
         }
 
-        def branch(which: int, me: Array, xs: Sequence[Array], c: Array) -> list[Array]:
-            who = members[which]
+        def branch(which: int, me: Array) -> list[Array]:
+            who = [r for r, k in enumerate(kinds) if k == branches[which]]
             place = xp.asarray([who.index(r) if r in who else 0 for r in range(self.count)])
-            choices = [lambda r=r: [_piece(xs, p) for p in rows[r]] for r in who]
-            own = lax.switch(place[me], choices)
-            us = run(own, c, [p.array for p in rows[who[0]]]) if own else []
+            choices = [lambda r=r: [_piece(arrays, p) for p in owned[r]] for r in who]
+            numbers = [p.array for p in owned[who[0]]]
+            us = run(lax.switch(place[me], choices), c, numbers) if numbers else []
 
-            def row(t: str) -> Array:
+            def row(t: str, length: int) -> Array:
                 flat = [xp.ravel(u) for u in us if str(u.dtype) == t]
-                flat = xp.concatenate(flat) if flat else xp.zeros(0, t)
-                return xp.pad(flat, (0, lengths[t] - len(flat)))
+                joined = xp.concatenate(flat) if flat else xp.zeros(0, t)
+                return xp.pad(joined, (0, length - len(joined)))
 
-            return [row(t) for t in dtypes]
+            return [row(*item) for item in lengths.items()]
 
-        def on_each(xs: Sequence[Array], c: Array) -> list[Array]:
-            me = lax.axis_index(every)
-            choices = [lambda b=b: branch(b, me, xs, c) for b in range(len(branches))]
-            number = xp.asarray([branches.index(k) for k in kinds])[me]
-            gathered = lax.all_gather(lax.switch(number, choices), every)
-            found = dict(zip(dtypes, gathered, strict=True))
-            parts: list[dict[int, Array]] = [{} for _ in xs]
-            for r, own in enumerate(rows):
-                start = dict.fromkeys(dtypes, 0)
-                for p in own:
-                    t, *shape = kind(p)
-                    end = start[t] + math.prod(shape)
-                    parts[p.array][p.low] = xp.reshape(found[t][r, start[t] : end], shape)
-                    start[t] = end
-            return [_joined(p) for p in parts]
-
-        mapped = jax.shard_map(
-            on_each, mesh=self.mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
-        )
-        given = [_explicit_sharding(x) for x in arrays]
-        whole = jax.sharding.NamedSharding(self.mesh, everywhere)
-        inputs = [
-            x if place is None else jax.sharding.reshard(x, whole)
-            for x, place in zip(arrays, given, strict=True)
-        ]
-        results = mapped(inputs, c)
-        return [
-            _alike(u, x) if place is None else jax.sharding.reshard(u, place)
-            for u, x, place in zip(results, arrays, given, strict=True)
-        ]
+        me = lax.axis_index(every)
+        choices = [lambda b=b: branch(b, me) for b in range(len(branches))]
+        number = xp.asarray([branches.index(k) for k in kinds])[me]
+        gathered = lax.all_gather(lax.switch(number, choices), every)
+        rows = dict(zip(lengths, gathered, strict=True))
+        start = {(r, t): 0 for r in range(self.count) for t in lengths}
+        results = []
+        for p in pieces:
+            at = p.owner, dtypes[p]
+            end = start[at] + math.prod(shapes[p])
+            results.append(xp.reshape(rows[dtypes[p]][p.owner, start[at] : end], shapes[p]))
+            start[at] = end
+        return results
 
 
 # Numbers for operations that JAX must not take for equal.
@@ -227,13 +254,13 @@ def _spec(x: Array) -> tuple[Any, ...]:
     """Return the mesh axes along which each axis is sharded, as far as it is known."""
     known = _concrete(x)
     sharding = _explicit_sharding(x) if known is None else known.sharding
-    spec: tuple[Any, ...] = tuple(getattr(sharding, "spec", ()))
+    spec: list[Any] = list(getattr(sharding, "spec", ()))
     if known is not None and not spec and not sharding.is_fully_replicated:
-        return (True,) * x.ndim  # a sharding of another kind
-    return (*spec, *[None] * x.ndim)[: x.ndim]
+        spec = [True] * x.ndim  # a sharding of another kind
+    return (*spec, *[None] * (int(x.ndim) - len(spec)))
 
 
-def _piece(arrays: Sequence[Array], p: Any) -> Array:
+def _piece(arrays: Any, p: Any) -> Array:
     x = arrays[p.array]
     return x if (p.low, p.high) == (0, x.shape[0]) else x[p.low : p.high]
 

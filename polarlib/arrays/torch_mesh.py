@@ -172,6 +172,7 @@ class TorchMesh:
             for pieces in rounds
         ]
         through = functools.partial(self._through, plans=plans)
+        c = c.full_tensor() if placements(c) else c
         parts = [x.to_local() if placements(x) else x for x in xs]
         if self._records([*parts, *([] if c is None else [c])]):
             results = _owned().apply(self, through, run, c, *parts)
@@ -281,8 +282,7 @@ def _difference(everyone: Sequence[tuple[bool, list[str]]], ranks: Sequence[int]
     if len(set(lengths)) > 1:
         return f"{start} lists of lengths {_by_process(lengths, ranks)}"
     different = next(row for row in zip(*lists, strict=True) if len(set(row)) > 1)
-    texts = [text if len(text) <= 100 else f"{text[:97]}..." for text in different]
-    return f"{start} {_by_process(texts, ranks)}"
+    return f"{start} {_by_process(different, ranks)}"
 
 
 def _by_process(values: Sequence[Any], ranks: Sequence[int]) -> str:
@@ -293,13 +293,15 @@ def _by_process(values: Sequence[Any], ranks: Sequence[int]) -> str:
     >>> _by_process([3, 4, 3], (0, 1, 2))
     '3 (processes 0, 2) and 4 (process 1)'
     """
-    having: dict[Any, list[int]] = {}
+    having: dict[str, list[int]] = {}
     for value, rank in zip(values, ranks, strict=True):
-        having.setdefault(value, []).append(rank)
-    return " and ".join(
-        f"{value} (process{'es' if len(who) > 1 else ''} {', '.join(map(str, who))})"
-        for value, who in having.items()
-    )
+        having.setdefault(str(value), []).append(rank)
+    parts = []
+    for text, who in having.items():
+        shortened = text if len(text) <= 100 else f"{text[:97]}..."
+        plural = "es" if len(who) > 1 else ""
+        parts.append(f"{shortened} (process{plural} {', '.join(map(str, who))})")
+    return " and ".join(parts)
 
 
 # -- derivatives

@@ -43,6 +43,10 @@ def orthogonalize_all(
     ----------
     gradients : iterable of array, shapes (..., m, n)
         Any mixture of shapes, dtypes, devices and libraries. Never modified.
+    mesh : jax.sharding.Mesh or torch DeviceMesh, optional
+        Devices among which the matrices are divided: each is computed by one of them, and the
+        result is where its input was; see Notes. By default each array is computed where it is, and
+        by every process that has it.
     convolution : bool, optional
         Whether arrays of more than two dimensions are kernels of convolutions, shape
         (out, in, k_1, ...): each is orthogonalised as one matrix, out x (in k_1 ...). By default
@@ -65,11 +69,39 @@ def orthogonalize_all(
 
     Raises
     ------
-    TypeError, ValueError
-        As :func:`orthogonalize`; the message gives the positions in the list.
+    TypeError
+        As :func:`orthogonalize`; for a `mesh` of another library than the arrays, or that is not a
+        mesh; for tensors that torch traces, or transforms by torch.func, with a mesh.
+    ValueError
+        As :func:`orthogonalize`; the message gives the positions in the list. Also for a mesh
+        without devices, of which this process is not a member, or with other devices than an array.
+        If lists or options differ between the processes of a DeviceMesh, or one process has an
+        invalid array or, on CPUs, NaN: the same error on every process.
 
     Notes
     -----
+    With a mesh, matrices are assigned in descending order of their number of operations, each to
+    the device with the fewest so far; the largest number per device is at most 4/3 of the smallest
+    possible one (R. L. Graham, SIAM J. Appl. Math. 17 (1969) 416-429, Theorem 2). Stacks are
+    divided along their first axis; kernels of convolutions and sharded stacks of JAX are not, and
+    those sharded along axes of the stack alone are computed in place. The same mesh and list give
+    the same result, which differs from that without a mesh as that of other batches does.
+
+    - torch: tensors that are not DTensors must be equal on all processes, as gradients after an
+      all-reduce; the results are sent to all by all-gathers. DTensors, on a mesh of the same
+      processes, are sent to the owners by all-to-alls and back to their placements; of pending
+      sums and strided shards to `Replicate`. Messages of equal matrices, up to 25 MiB, are sent
+      while the next ones are computed. Before, an all-reduce of 16 bytes, for which the host waits,
+      compares lists and options; on CPUs one of 8 bytes compares errors. Backward goes the same
+      way, once: gradients of results must be equal on all processes where results are, and second
+      derivatives are refused. torch.compile calls the function between two graphs.
+    - JAX: arrays may be on one device, replicated or sharded, and results have their shardings.
+      Eagerly matrices are moved. Under `jax.jit`, in rounds of up to 25 MiB per device, arrays are
+      replicated over the mesh, by an all-gather of each that is sharded, every device branches to
+      its matrices, and one all-gather per dtype returns the results. There, arrays must be on the
+      devices of the mesh, or not committed to a device. Gradients outside of `jax.jit` of arrays
+      with explicit axes need ``jax.set_mesh(mesh)``. A mesh over several processes needs `jax.jit`.
+
     Arrays that are sharded, or traced by JAX or torch's compilers, are batched only with arrays of
     their own shape: concatenation along an axis might move data between devices.
 
@@ -305,7 +337,10 @@ def _read(
     arrays, costs, formats = [], [], {}
     rows: tuple[int, ...] = ()
     options = vars(how) if named else how._asdict()
-    texts = [f"{k}={v!r}" for k, v in {**options, "convolution": convolution}.items()]
+    texts = [
+        f"{name}={value!r} {getattr(value, 'steps', '')}".rstrip()  # Schedule has a short form
+        for name, value in {**options, "convolution": convolution}.items()
+    ]
     for i, g in enumerate(gradients):
         x, ops = as_matrix(g, f"gradients[{i}]", sharded=True)
         texts.append(where.check(x, f"gradients[{i}]"))

@@ -115,7 +115,7 @@ def rounds(
     --------
     >>> cut = Piece(0, 0, 3, 0), Piece(1, 0, 3, 1), Piece(2, 0, 3, 0), Piece(3, 0, 4, 0)
     >>> [[p.array for p in r] for r in rounds(cut, ("a", "a", "a", "b"), (8, 8, 8, 9), 2)]
-    [[0, 1, 2], [3]]
+    [[0, 2, 1], [3]]
     """
     batches: list[list[list[Piece]]] = [[] for _ in range(owners)]
     current: dict[tuple[int, Any], tuple[list[Piece], int]] = {}
