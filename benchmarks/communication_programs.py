@@ -11,8 +11,8 @@ device with gloo, and the size of each call's operand. benchmarks/communication.
 with the predictions.
 
 "rows", "replicated" and "block" with tall blocks (as heads) are calls of polarlib on a sharded
-array, and so is JAX's "dion" (norms.power_step). The others are polarlib.orthogonalize on local
-matrices, between collectives of the library.
+array, and so are torch's "all_to_all" (orthogonalize_all) and JAX's "dion" (norms.power_step). The
+others are polarlib.orthogonalize on local matrices, between collectives of the library.
 """
 
 from __future__ import annotations
@@ -394,11 +394,16 @@ def programs_of_torch(devices: int, shape: tuple[int, int], dtype: str) -> Any:
             mean = moved(g.reshape(-1), Partial(), Shard(0))
             return moved(w.reshape(-1) - mean.sign(), Shard(0), Replicate())
 
+        def owners(*gs: Array, form: str = form) -> list[Array]:
+            us: list[Array] = polarlib.orthogonalize_all(list(gs), form=form, mesh=mesh)
+            return us
+
+        sharded = [one] * devices
         blocks = [(block, [one])] * (PERIOD - 1)
         yield "replicated", form, Program([(factor, [whole])])
         yield "rows", form, Program([(factor, [one])])
         yield "gather", form, Program([(gathered, [one])])
-        yield "all_to_all", form, Program([(exchanged, [batch])], devices)
+        yield "all_to_all", form, Program([(owners, sharded)], devices)
         yield "block", form, Program([(block, [one])])
         yield "block_periodic", form, Program([(gathered, [one]), *blocks])
         yield "dion2", form, Program([(fraction, [batch])], devices)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from polarlib.arrays.jax_ops import _explicit_sharding
+from polarlib.arrays.jax_sharded import explicit_sharding
 from polarlib.arrays.library import import_library
 
 Array = Any
@@ -66,7 +66,7 @@ class JaxMesh:
                 f"mesh is a Mesh of jax, but {name} is a {type(x).__name__}; pass arrays of jax, "
                 "or leave mesh out"
             )
-        given = _explicit_sharding(x)
+        given = explicit_sharding(x)
         shape = None if given is None else dict(given.mesh.shape)
         if given is not None and shape != dict(self.mesh.shape):
             raise ValueError(
@@ -154,7 +154,7 @@ class JaxMesh:
         whole = jax.sharding.NamedSharding(self.mesh, everywhere)
         specs = {"in_specs": everywhere, "out_specs": everywhere}
         on_each = functools.partial(jax.shard_map, mesh=self.mesh, check_vma=False, **specs)
-        given = [_explicit_sharding(x) for x in arrays]
+        given = [explicit_sharding(x) for x in arrays]
         parts: list[dict[int, Array]] = [{} for _ in arrays]
         for pieces in rounds:
             numbers = sorted({p.array for p in pieces})
@@ -247,13 +247,13 @@ def _concrete(x: Array) -> Array:
     if not isinstance(x, jax.core.Tracer):
         return x
     # Explicit axes are part of the type, which moves must not change.
-    return x.to_concrete_value() if _explicit_sharding(x) is None else None
+    return x.to_concrete_value() if explicit_sharding(x) is None else None
 
 
 def _spec(x: Array) -> tuple[Any, ...]:
     """Return the mesh axes along which each axis is sharded, as far as it is known."""
     known = _concrete(x)
-    sharding = _explicit_sharding(x) if known is None else known.sharding
+    sharding = explicit_sharding(x) if known is None else known.sharding
     spec: list[Any] = list(getattr(sharding, "spec", ()))
     if known is not None and not spec and not sharding.is_fully_replicated:
         spec = [True] * x.ndim  # a sharding of another kind
