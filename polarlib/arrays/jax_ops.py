@@ -97,6 +97,9 @@ class JaxOps(Ops):
     def _matmul(self, a: Array, b: Array) -> Array:
         """Return ``a @ b`` in full precision; the default is tf32 on GPUs, bfloat16 on TPUs."""
         full = functools.partial(self.xp.matmul, precision="highest")
+        if a.dtype == b.dtype and a.dtype.itemsize == 2 and mesh_of(a) is not None:
+            # Otherwise sums over devices would be in the format of the matrix.
+            return full(a, b, preferred_element_type=self.xp.float32).astype(a.dtype)
         if not self._reads_tf32 or a.dtype != self.xp.float32 or b.dtype != a.dtype:
             return full(a, b)
         # The platform of a program is known when it is lowered.
