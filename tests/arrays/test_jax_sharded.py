@@ -114,49 +114,53 @@ LAYOUTS = """
 
     whole = sys.argv[1] == "whole"
     every = [P("r"), P(None, "r"), P("r", "c"), P("c", "r"), P(("r", "c")), P(None, ("r", "c"))]
-    for kind in "Auto", "Explicit":
+    kinds = "Auto", "Explicit"
+    cases = [(kind, wide, spec) for kind in kinds for wide in (0, 1) for spec in every]
+    if not whole:
+        cases = [("Auto", 0, P("r")), ("Auto", 0, P(None, "r")), ("Explicit", 1, P("c", "r"))]
+    for kind, wide, spec in cases:
         mesh = mesh_of(kind)
-        for matrix, e in (tall, other), (tall.T, other.T):
-            wide = matrix is not tall
-            for spec in every if whole else [P("c", "r")] if wide else [P("r"), P(None, "r")]:
-                x, y = (put(a, mesh, *spec) for a in (matrix, e))
-                layout = layout_of(x.shape, spec, mesh.shape)
+        matrix, e = (tall.T, other.T) if wide else (tall, other)
+        x, y = (put(a, mesh, *spec) for a in (matrix, e))
+        layout = layout_of(x.shape, spec, mesh.shape)
 
-                # The number in the warning: entries of the new shard that are not in the old one.
-                def entries(place):
-                    maps = NamedSharding(mesh, place).devices_indices_map(x.shape)
-                    ids = np.arange(x.size).reshape(x.shape)
-                    return {d: set(ids[at].ravel()) for d, at in maps.items()}
+        # The number in the warning: entries of the new shard that are not in the old one.
+        def entries(place):
+            maps = NamedSharding(mesh, place).devices_indices_map(x.shape)
+            ids = np.arange(x.size).reshape(x.shape)
+            return {d: set(ids[at].ravel()) for d, at in maps.items()}
 
-                old, new = entries(spec), entries(P(*layout.laid))
-                received = {len(new[d] - old[d]) for d in new}
-                assert received == {round(layout.received * x.size)}, (spec, received)
-                told = messages(plain, x)
-                assert len(told) == (1 if layout.received else 0), told
-                text = f"gathers {layout.received * x.size * 8 / 1e6:.2g} MB per device"
-                assert all(text in t and str(spec) in t for t in told), told
+        old, new = entries(spec), entries(P(*layout.laid))
+        received = {len(new[d] - old[d]) for d in new}
+        assert received == {round(layout.received * x.size)}, (spec, received)
+        told = messages(plain, x)
+        assert len(told) == (1 if layout.received else 0), told
+        text = f"gathers {layout.received * x.size * 8 / 1e6:.2g} MB per device"
+        assert all(text in t and str(spec) in t for t in told), told
 
-                short, long = (spec + (None,) * (2 - len(spec)))[:: 1 if wide else -1][:2]
-                sums = 1 if layout.laid[layout.longer] else 0
-                for f, count in ((plain, 5), (gram, 2)):
-                    want = {"sums": count}
-                    if layout.received and kind == "Explicit":
-                        want["all-to-all"] = 2
-                    elif layout.received:
-                        want = {"sums": count if long else 0, "all-gather": 1}
-                    found = collectives(f, x, 8)
-                    assert found == {k: n for k, n in want.items() if n}, (kind, spec, found)
-                calls = [plain, factor, gradient(plain, y), gradient(factor, y)]
-                wanted = [plain, factor, gradient(plain, e), gradient(factor, e)]
-                if whole:
-                    calls, wanted = [*calls, gram, schedule], [*wanted, gram, schedule]
-                for i, (f, g) in enumerate(zip(calls, wanted)):
-                    want = g(jnp.asarray(matrix))
-                    # The default run compiles one of the calls per layout.
-                    for h in (f, jax.jit(f)) if whole or i == 2 else (f,):
-                        q = h(x)
-                        shaped(q, x, (kind, spec, i))
-                        close(q, want, (kind, spec, i), tol=1e-10)
+        for f, sums in ((plain, 5), (gram, 2)) if whole else ((gram, 2),):
+            want = {"sums": sums}
+            if layout.received and kind == "Explicit":
+                want["all-to-all"] = 2
+            elif layout.received:
+                # Where only the shorter side is sharded, every device has all after the gather.
+                want = {"all-gather": 1, **(want if layout.given[layout.longer] else {})}
+            found = collectives(f, x, 8)
+            assert found == want, (kind, spec, found)
+
+        def slope(a):
+            return polarlib.orthogonalize_vjp(a, e, form="plain")
+
+        eager = [plain, gram, schedule, factor, gradient(plain, y), gradient(factor, y)]
+        local = [plain, gram, schedule, factor, slope, lambda a: polarlib.polar_vjp(a, e)]
+        for i, (f, g) in enumerate(zip(eager, local)):
+            if not whole and i not in (0, 4) and (kind == "Auto" or i != 3):
+                continue
+            want = g(matrix)
+            for h in (f, jax.jit(f)) if whole else (jax.jit(f) if i == 4 else f,):
+                q = h(x)
+                shaped(q, x, (kind, spec, i))
+                close(q, want, (kind, spec, i), tol=1e-10)
     print("done")
 """
 
@@ -164,3 +168,91 @@ LAYOUTS = """
 @pytest.mark.parametrize("extent", ["part", pytest.param("whole", marks=pytest.mark.slow)])
 def test_placements_values_collectives_and_gradients(extent):
     run(LAYOUTS, extent)
+
+
+OTHERS = """
+    import sys
+
+    def both(f, x, want, label=None, tol=1e-11, like=True):
+        for g in f, jax.jit(f):
+            q = g(x)
+            close(q, want, label, tol)
+            if like:
+                shaped(q, x, label)
+
+    kind = sys.argv[1]
+    ortho, mesh = polarlib.orthogonalize, mesh_of(kind)
+    stack = rng.standard_normal((8, 16, 6))
+    for spec in ("r",), ("r", "c"), (("r", "c"),), ("r", None, "c"):
+        both(ortho, put(stack, mesh, *spec), ortho(stack), spec)
+    assert collectives(ortho, put(stack, mesh, ("r", "c")), 6) == {}
+    for f, spec in (jax.vmap(ortho), (None, "r", "c")), (
+        lambda s: jax.lax.scan(lambda c, x: (c, ortho(x)), 0, s)[1], (None, "r", "c")
+    ):
+        both(f, put(stack, mesh, *spec), ortho(stack), spec)
+    complexes = tall + 1j * other
+    both(ortho, put(complexes, mesh, "c", "r"), ortho(complexes))
+    half = put(jnp.asarray(tall, "bfloat16"), mesh, "c", "r")
+    both(lambda x: ortho(x).astype("float32"), half, ortho(np.float32(tall)), tol=0.03)
+    for shape, spec in ((4, 2), ("r", "c")), ((10, 8), ("c", "r")), ((16, 16), ("r", "c")), (
+        (2, 2), ("c",)
+    ):
+        a = rng.standard_normal(shape)
+        both(ortho, put(a, mesh, *spec), ortho(a), (shape, spec), tol=1e-9)
+    for heads, a, spec, alone in (4, tall, ("r",), True), (2, tall, (("r", "c"),), False), (
+        8, tall, (None, "r"), False
+    ), (2, tall.reshape(16, 32), ("r",), False):
+        x, f = put(a, mesh, *spec), lambda x: ortho(x, heads=heads)
+        both(f, x, f(a), (heads, spec))
+        assert not alone or collectives(f, x, 8) == {}
+    x = put(tall, mesh, "c", "r")
+    both(lambda x: ortho(x, schedule="adaptive"), x, ortho(tall, schedule="adaptive"))
+    both(lambda x: polarlib.orthogonalize_all([x, 2 * x])[1], x, ortho(2 * tall))
+    lmo = polarlib.norms.spectral(polar=ortho).lmo
+    both(lmo, x, lmo(tall))
+    triples = np.asarray([[3.4445, -4.775, 2.0315]] * 3)
+    both(lambda x: ortho(x, schedule=jnp.asarray(triples)), x, ortho(tall, schedule=triples))
+
+    # Both factors; the larger Hermitian factor is sharded by rows.
+    for side, place in ("right", ()), ("left", (("c", "r"),)):
+        want = polarlib.polar(tall, side=side, method="newton_schulz")
+        f = lambda x: polarlib.polar(x, side=side, method="newton_schulz")
+        for g in f, jax.jit(f):
+            r = g(x)
+            shaped(r.unitary, x, side)
+            close(r.unitary, want.unitary)
+            close(r.hermitian, want.hermitian)
+            if g is f or kind == "Explicit":
+                place = NamedSharding(mesh, P(*place)) if isinstance(place, tuple) else place
+                assert r.hermitian.sharding.is_equivalent_to(place, 2), r.hermitian.sharding
+        assert (f(x).rank, f(x).status) == (want.rank, want.status)
+    square = put(rng.standard_normal((16, 16)), mesh, "r", "c")
+    assert polarlib.polar(square, method="newton_schulz").hermitian.sharding.is_fully_replicated
+
+    # What would gather, and what is on one device.
+    for bad in dict(method="svd"), dict(method="newton_schulz", completion=False):
+        for f in (lambda x: polarlib.polar(x, **bad).unitary), (
+            lambda x: jax.vjp(lambda y: polarlib.polar(y, **bad).unitary, x)[0]
+        ):
+            try:
+                f(x)
+            except ValueError as error:
+                assert "several devices" in str(error) and "newton_schulz" in str(error)
+            else:
+                raise AssertionError(bad)
+    assert polarlib.polar(jax.device_put(tall)).converged
+    manual = jax.shard_map(ortho, mesh=mesh, in_specs=P("c"), out_specs=P("c"))
+    halves = [ortho(tall[:32]), ortho(tall[32:])]
+    close(jax.jit(manual)(put(tall, mesh, "c")), np.concatenate(halves))
+    with jax.set_mesh(mesh):
+        g = jax.grad(lambda x: (ortho(x) ** 3).sum())(x)
+        shaped(g, x, "set_mesh")
+        close(g, polarlib.orthogonalize_vjp(tall, 3 * ortho(tall) ** 2))
+    print("done")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_stacks_heads_lists_factors_and_refusals(kind):
+    run(OTHERS, kind)
