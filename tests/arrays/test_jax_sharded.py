@@ -69,7 +69,7 @@ def run(code: str, *arguments: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=500,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("done\n"), done.stdout
@@ -244,7 +244,27 @@ OTHERS = """
     manual = jax.shard_map(ortho, mesh=mesh, in_specs=P("c"), out_specs=P("c"))
     halves = [ortho(tall[:32]), ortho(tall[32:])]
     close(jax.jit(manual)(put(tall, mesh, "c")), np.concatenate(halves))
+    both(ortho, put(tall, mesh), ortho(tall), "replicated")
+    if kind == "Explicit":
+        try:
+            jax.jit(polarlib.polar)(x)
+        except ValueError as error:
+            assert "several devices" in str(error)
+        else:
+            raise AssertionError("not refused under jit")
+
+    def factors(y):
+        r = polarlib.polar(y, method="newton_schulz")
+        return r.unitary, r.hermitian
+
+    weight = rng.standard_normal((8, 8))
+    for f in factors, jax.jit(factors):
+        (u, h), pull = jax.vjp(f, x)
+        g = pull((jax.device_put(other, u.sharding), jax.device_put(weight, h.sharding)))[0]
+        shaped(g, x, "both factors")
+        close(g, polarlib.polar_vjp(tall, other, weight))
     with jax.set_mesh(mesh):
+        both(ortho, x, ortho(tall), "set_mesh")
         g = jax.grad(lambda x: (ortho(x) ** 3).sum())(x)
         shaped(g, x, "set_mesh")
         close(g, polarlib.orthogonalize_vjp(tall, 3 * ortho(tall) ** 2))
