@@ -136,10 +136,17 @@ def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: i
     A result of the shape of `x` has the sharding of `x`. Where that is hidden, the shorter side is
     made whole, and XLA is led to shard the result, and the gradient, as it shards `x`.
     """
-    mesh = mesh_of(x)
+    mesh, library = mesh_of(x), import_library("jax").sharding
     if has_axes(mesh, "Manual") or 0 in x.shape:  # the shard of a device is a matrix, or empty
         return f(x, *beside)
+    if has_axes(mesh, "Explicit") and not hasattr(library, "use_abstract_mesh"):
+        raise TypeError(
+            f"{name} is sharded along explicit axes, {mesh}, for which this version of JAX is too "
+            "old; install JAX 0.8 or newer, or make the mesh with AxisType.Auto"
+        )
     sharding = known_sharding(x)
+    if sharding is None and mesh.size == 1:
+        return f(x, *beside)
     if sharding is None:
         return _constrained(f, x, beside, mesh, longer_side(x.shape, blocks))
     layout = layout_of(x.shape, sharding.spec, sharding.mesh.shape, blocks)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import textwrap
 import warnings
 
 import numpy as np
@@ -335,68 +334,3 @@ def test_inside_of_other_transformations(name):
         )(a),
     }
     np.testing.assert_allclose(calls[name](), f(TALL), atol=1e-12)
-
-
-# -- meshes ----------------------------------------------------------------------------------
-
-ON_MESHES = """
-    import contextlib, os, sys
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    import jax, numpy as np, polarlib
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-
-    jax.config.update("jax_enable_x64", True)
-    whole = sys.argv[1] == "whole"
-    a = np.random.default_rng(0).standard_normal((64, 8))
-    cases = [(a, P("r", None)), (a.T, P(None, "r"))]
-    if whole:
-        cases += [(a, P(None, "c")), (a, P("r", "c")), (a, P()), (a, P(("r", "c")))]
-    calls = {
-        "orthogonalize": polarlib.orthogonalize,
-        "newton_schulz": lambda x: polarlib.polar(x, method="newton_schulz").unitary,
-        "polar_express": lambda x: polarlib.polar(x, method="polar_express").unitary,
-        "all": lambda x: polarlib.orthogonalize_all([x, x])[1],
-        "adaptive": lambda x: polarlib.orthogonalize(x, schedule="adaptive"),
-    }
-    names = list(calls) if whole else ["orthogonalize"]
-    for kind in (AxisType.Explicit, AxisType.Auto) if whole else (AxisType.Explicit,):
-        mesh = jax.make_mesh((4, 2), ("r", "c"), axis_types=(kind, kind))
-        for matrix, spec in cases:
-            x = jax.device_put(matrix, NamedSharding(mesh, spec))
-            for name in names:
-                f, wanted = calls[name], calls[name](matrix)
-                for compiled in (False, True):
-                    for inside in (False, True):
-                        if inside and (not whole or spec != P("r", None)):
-                            continue
-                        with jax.set_mesh(mesh) if inside else contextlib.nullcontext():
-                            q = (jax.jit(f) if compiled else f)(x)
-                        np.testing.assert_allclose(q, wanted, atol=1e-11)
-                        known = kind == AxisType.Explicit or not compiled
-                        if known and name != "all":
-                            assert q.sharding.is_equivalent_to(x.sharding, 2), (spec, q.sharding)
-        x = jax.device_put(a, NamedSharding(mesh, P("r", None)))
-        for f in (polarlib.polar, jax.jit(polarlib.polar))[: 1 if kind == AxisType.Auto else 2]:
-            try:
-                f(x)
-            except ValueError as error:
-                assert "several devices" in str(error), error
-            else:
-                raise AssertionError("not refused")
-        if whole:
-            with jax.set_mesh(mesh):
-                g = jax.jit(jax.grad(lambda x: (polarlib.orthogonalize(x) ** 3).sum()))(x)
-            assert g.sharding.is_equivalent_to(x.sharding, 2)
-    print("done")
-"""
-
-
-@slow
-@pytest.mark.parametrize("extent", ["part", "whole"])
-def test_meshes(extent):
-    code = textwrap.dedent(ON_MESHES)
-    done = subprocess.run(
-        [sys.executable, "-c", code, extent], capture_output=True, text=True, check=False
-    )
-    assert done.stdout.endswith("done\n"), done.stderr

@@ -962,7 +962,7 @@ def check_of(lab):
     assert ops_of(x).xp is lab.ops.xp
 
 
-def check_check_sharding(lab):  # of sharded arrays: test_dtensor.py, test_jax_transforms.py
+def check_check_sharding(lab):  # of sharded arrays: test_dtensor.py, test_jax_sharded.py
     lab.ops._check_sharding(lab.make(lab.sample()), "x", taken=False)
 
 

@@ -1,13 +1,10 @@
-"""polar_tall on Dask, and arrays that are distributed over devices."""
+"""polar_tall on Dask."""
 
 from __future__ import annotations
 
 import doctest
 import importlib.util
-import os
-import subprocess
 import sys
-import textwrap
 import tracemalloc
 
 import numpy as np
@@ -425,76 +422,3 @@ def test_example(da):
     runner = doctest.DocTestRunner(verbose=False)
     assert runner.run(example).failed == 0
     assert runner.tries > 4
-
-
-# -- arrays that are distributed over devices ------------------------------------------------
-
-
-def run(code: str, *arguments: str, **environment: str) -> subprocess.Popen:
-    """Start Python on a program, with one thread."""
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(*processes: subprocess.Popen) -> None:
-    """Wait for programs, and show what they said if one fails."""
-    told = [p.communicate(timeout=120) for p in processes]
-    for p, (out, err) in zip(processes, told, strict=True):
-        assert p.returncode == 0, out + err
-        assert out.endswith("done\n")
-
-
-IN_JAX = """
-    import re
-    import jax, numpy as np, polarlib
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec
-
-    jax.config.update("jax_enable_x64", True)
-    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,))
-    by_rows = NamedSharding(mesh, PartitionSpec("rows", None))
-    a = np.random.default_rng(0).standard_normal((64, 6))
-    x = jax.device_put(a, by_rows)
-
-    def sums(f):
-        text = jax.jit(f).lower(x).compile().as_text()
-        assert not re.search("all-gather|all-to-all|collective-permute", text)
-        found = re.findall(r"= f64\\[([\\d,]*)\\]\\S* all-reduce\\(", text)
-        assert set(found) <= {"", "6,6"}, found
-        return found.count("6,6")
-
-    for form, restarts, expected in ("plain", "auto", 5), ("gram", (2,), 2):
-        how = dict(form=form, restarts=restarts)
-        q = polarlib.orthogonalize(x, **how)
-        assert q.sharding == by_rows
-        np.testing.assert_allclose(q, polarlib.orthogonalize(a, **how), atol=1e-13)
-        assert sums(lambda y: polarlib.orthogonalize(y, **how)) == expected
-    by_columns = NamedSharding(mesh, PartitionSpec(None, "rows"))
-    assert polarlib.orthogonalize(jax.device_put(a.T, by_columns)).sharding == by_columns
-    for method in "newton_schulz", "polar_express":
-        r, want = polarlib.polar(x, method=method), polarlib.polar(a, method=method)
-        assert r.unitary.sharding == by_rows and r.hermitian.sharding.is_fully_replicated
-        np.testing.assert_allclose(r.unitary, want.unitary, atol=1e-13)
-        assert (r.rank, r.status) == (want.rank, want.status)
-    for bad in dict(), dict(method="svd"), dict(method="qdwh"), dict(method="qr"), dict(
-        method="newton_schulz", completion=False
-    ):
-        try:
-            polarlib.polar(x, **bad)
-        except ValueError as error:
-            assert "several devices" in str(error) and "newton_schulz" in str(error)
-        else:
-            raise AssertionError(bad)
-    assert polarlib.polar(jax.device_put(a)).converged  # on one device nothing is refused
-    print("done")
-"""
-
-
-@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
-def test_sharded_jax_arrays_stay_sharded():
-    flags = "--xla_force_host_platform_device_count=4"
-    finish(run(IN_JAX, XLA_FLAGS=flags, JAX_PLATFORMS="cpu"))
