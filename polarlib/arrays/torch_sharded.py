@@ -79,8 +79,8 @@ class TorchShardedOps(TorchGradOps):
             reduced = getattr(place, "reduce_op", "sum") in REDUCTIONS
             if type(place).__name__ not in PLACEMENTS or not reduced:
                 raise ValueError(
-                    f"{name} has the placement {place}, allowed are {', '.join(PLACEMENTS)} (of "
-                    f"{', '.join(REDUCTIONS)}); redistribute {name} first"
+                    f"{name} has the placement {place!r}, allowed are {', '.join(PLACEMENTS)} (of "
+                    f"{', '.join(REDUCTIONS)}); pass {name} in one of these"
                 )
         if x.device_mesh.get_coordinate() is None:
             raise ValueError(
@@ -173,8 +173,8 @@ class TorchShardedOps(TorchGradOps):
         if sent and x.shape[-2] != x.shape[-1]:
             why = why or "the larger Hermitian factor needs all of the unitary one"
             warn(
-                f"{why}: this gathers {sent / 1e6:.2g} MB per device, of shape {tuple(x.shape)} with "
-                f"placements {x.placements}",
+                f"{why}: this gathers {sent / 1e6:.2g} MB per device, of shape {tuple(x.shape)} "
+                f"with placements {x.placements}",
                 UserWarning,
             )
         return x.redistribute(placements=target)
@@ -224,7 +224,7 @@ class TorchShardedOps(TorchGradOps):
         return tuple(map(wrap, results)) if isinstance(results, tuple) else wrap(results)
 
     def computed_once(self, f: Callable[[Array], Array], x: Array) -> Array:
-        """Return ``f(x)``, of local tensors, as the first process that has the matrices computes it.
+        """Return ``f(x)`` of local tensors, that of the first process which has the matrices.
 
         Rounding errors differ between processes, and eigenvectors of close eigenvalues with them.
         """

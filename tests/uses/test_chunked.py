@@ -479,7 +479,18 @@ IN_JAX = """
         assert r.unitary.sharding == by_rows and r.hermitian.sharding.is_fully_replicated
         np.testing.assert_allclose(r.unitary, want.unitary, atol=1e-13)
         assert (r.rank, r.status) == (want.rank, want.status)
-    for bad in dict(), dict(method="svd"), dict(method="qdwh"), dict(method="qr"), dict(
+    graded = np.geomspace(1, 1e-12, 6) * a
+    r = polarlib.polar(jax.device_put(graded, by_rows))
+    assert (r.method, r.iterations, r.status.name) == ("gram", 3, "CONVERGED")
+    assert r.unitary.sharding == by_rows and r.hermitian.sharding.is_fully_replicated
+    u, h = np.asarray(r.unitary), np.asarray(r.hermitian)
+    np.testing.assert_allclose(u.T @ u, np.eye(6), atol=1e-14)
+    np.testing.assert_allclose(u @ h, graded, atol=1e-13)
+    part = np.concatenate([a[:, :5], 0 * a[:, :1]], axis=1)
+    r = polarlib.polar(jax.device_put(part, by_rows), completion=False)
+    assert (r.rank, r.status.name) == (5, "CONVERGED")
+    np.testing.assert_allclose(r.unitary, polarlib.polar(part, completion=False)[0], atol=1e-13)
+    for bad in dict(method="svd"), dict(method="qdwh"), dict(method="qr"), dict(
         method="newton_schulz", completion=False
     ):
         try:
