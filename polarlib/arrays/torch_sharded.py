@@ -71,9 +71,9 @@ class TorchShardedOps(TorchGradOps):
         """Raise, on every process, an error for DTensors where whole matrices are needed."""
         if not taken:
             raise TypeError(
-                f"{name} is a DTensor, which only orthogonalize, orthogonalize_all, polar and the "
-                f"lmo of spectral(polar=orthogonalize) accept; pass the whole tensor, "
-                f"{name}.full_tensor()"
+                f"{name} is a DTensor, which only orthogonalize, orthogonalize_all, polar, "
+                "nearest_orthogonal and the lmo of spectral(polar=orthogonalize) accept; pass the "
+                f"whole tensor, {name}.full_tensor()"
             )
         for place in x.placements:
             reduced = getattr(place, "reduce_op", "sum") in REDUCTIONS
