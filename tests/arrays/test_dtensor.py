@@ -477,7 +477,8 @@ def steps_of_fsdp2():
 
     for where in mesh.line, init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards")):
         torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(6, 20), torch.nn.Linear(20, 3)).double()
+        layers = torch.nn.Linear(6, 20), torch.nn.Tanh(), torch.nn.Linear(20, 3)
+        model = torch.nn.Sequential(*layers).double()
         fully_shard(model, mesh=where)
         (model(matrix(8, 6)) ** 2).sum().backward()
         for p in (p for p in model.parameters() if p.ndim == 2):
