@@ -49,6 +49,8 @@ from polarlib.norms import low_rank  # noqa: E402
 PROCESSES = 4
 # Seconds after which a case has hung, and all of them.
 CASE, ALL = 60, 280
+# Numbers of the first sum on CPUs: the largest entry, and the sizes of the matrices.
+SIZES = 11
 WHOLE, ROWS, COLUMNS = Replicate(), Shard(0), Shard(1)
 CASES = {}
 
@@ -300,7 +302,7 @@ def heads_kernels_and_coefficients():
     x = distributed(a, mesh.line, (ROWS,))
     with Sent() as sent:
         polarlib.orthogonalize(x, heads=4)
-    assert {size for _, size in sent.calls} <= {1, 4}  # largest entries
+    assert {size for _, size in sent.calls} <= {1, 4, SIZES}  # largest entries
     kernels = matrix(10, 2, 3), matrix(10, 6)
     for placement in ROWS, COLUMNS:
         with warnings.catch_warnings():
@@ -353,8 +355,8 @@ def only_squares_are_sent():
             with Sent() as sent:
                 polarlib.orthogonalize(x, **how)
             assert sent.count("all_reduce", 9) == sums
-            # The largest entry, and whether all agree that it is finite.
-            assert sent.count("all_reduce", 1) == sent.count("broadcast", 1) == 1
+            # The largest entry with the sizes of all, and whether all agree that it is finite.
+            assert sent.count("all_reduce", SIZES) == sent.count("broadcast", 1) == 1
             assert len(sent.calls) == sums + 2, sent.calls
     x = distributed(matrix(8, 3), mesh.square, (ROWS, ROWS))
     with Sent() as sent:
@@ -362,7 +364,7 @@ def only_squares_are_sent():
     assert sent.count("all_reduce", 9) == 2 * 5
     with Sent() as sent:
         polarlib.polar(x, method="polar_express")
-    assert max(size for _, size in sent.calls) == 9
+    assert {size for _, size in sent.calls} <= {1, 3, 6, 9, SIZES}
     x = distributed(matrix(8, 3), mesh.line, (WHOLE,))
     with Sent() as sent:
         polarlib.polar(x)
@@ -370,7 +372,7 @@ def only_squares_are_sent():
     stack = distributed(matrix(4, 8, 3), mesh.line, (ROWS,))
     with Sent() as sent:
         polarlib.orthogonalize(stack)
-    assert {size for _, size in sent.calls} <= {1, 4}  # largest entries
+    assert {size for _, size in sent.calls} <= {1, 4, SIZES}  # largest entries
 
 
 @case()
@@ -688,6 +690,21 @@ def bad_arguments():
     alike(lambda: polarlib.orthogonalize_all([x, whole]), ValueError, "gradients[1]")
     tol = {"method": "newton_schulz", "rtol": 1e-30, "throw": True}
     alike(lambda: polarlib.polar(x, **tol), polarlib.ConvergenceWarning, "1.00e-30")
+
+
+@case()
+def differing_shapes():
+    """Of which sums would not end, or would abort a process."""
+    last = dist.get_rank() == PROCESSES - 1
+    for shape, what in (
+        ((2 + last, 4, 3), "8 to 12 along axis -3"),  # a stack
+        ((3 - last, 3), "8 to 12 along axis -2"),
+        ((5, 3 - last), "2 to 3 along axis -1"),
+        ((5, 3) if last else (5, 3, 3), "0 to 20 along axis -3"),
+    ):
+        x = DTensor.from_local(matrix(*shape), mesh.line, (ROWS,), run_check=False)
+        for f in polarlib.orthogonalize, polarlib.polar:
+            alike(lambda x=x, f=f: f(x), ValueError, "differ between processes", what, "shape=")
 
 
 @case()
