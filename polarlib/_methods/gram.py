@@ -28,7 +28,7 @@ NEAR = 0.5
 MOST = 8
 
 
-class Basis(NamedTuple):
+class _Basis(NamedTuple):
     """``X = (Q right) S`` with orthonormal columns of ``Q right``, and S n x n.
 
     Attributes
@@ -52,7 +52,7 @@ class Basis(NamedTuple):
 
 def orthonormal_basis(
     x: Array, ops: Ops, callback: Callable[[int, Array], None] | None = None
-) -> Basis:
+) -> _Basis:
     """Multiply X by ``V (D + shift)^-1/2`` for ``X^H X = V D V^H`` until it is nearly orthonormal.
 
     The product with column-scaled orthonormal columns is backward stable for every condition
@@ -77,7 +77,7 @@ def orthonormal_basis(
         right, left = ops.divide(v, d), ops.adjoint(v * d)
         s = left if s is None else ops.matmul(left, s)
         if complete or len(defects) == MOST or not math.isfinite(defect):
-            return Basis(q, right, s, tuple(defects), complete)
+            return _Basis(q, right, s, tuple(defects), complete)
         q = ops.matmul(q, right)
         if callback is not None:
             callback(len(defects), q)
