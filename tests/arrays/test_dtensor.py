@@ -437,6 +437,9 @@ def condition_numbers():
             pairs = 2 if dtype.is_complex else 1  # broadcasts are of real numbers
             assert max(size for _, size in sent.calls) <= 7 * 6 * pairs
             assert f"{r.iterations} Gram matrices" in r.reason
+            if 1 / torch.finfo(dtype).eps > 100 * kappa:
+                assert r.condition_bounds[0] <= 1.001 * kappa
+                assert 0.999 * kappa <= r.condition_bounds[1] <= 2 * kappa
     x = distributed(conditioned(30, 4, 1e6).mT.contiguous(), mesh.line, (COLUMNS,))
     seen = []
     with Sent() as sent:
