@@ -178,6 +178,15 @@ def polar(
     ``H = (U^H A + A^H U) / 2`` is the Hermitian matrix nearest to ``U^H A``, positive semidefinite
     up to rounding.
 
+    A sharded matrix (a JAX array on several devices, a torch DTensor) remains sharded, and only
+    n x n matrices are summed over devices. "auto" is then "gram": two to four sums of Gram matrices
+    give an orthonormal basis, for every condition number, and every device decomposes an n x n
+    matrix.
+    "newton_schulz" and schedules take one sum per step; other methods raise ValueError. There is no
+    fallback to the SVD. By "gram", rounding errors complete U if the rank is deficient; where
+    columns are zero or exactly dependent they may not, and the status is NOT_CONVERGED.
+    ``completion=False`` gives the partial isometry of every matrix.
+
     Under ``jax.jit`` and ``jax.vmap`` no entry can be read, and the methods of fixed work are
     available: "svd", "qdwh", "zolotarev", "newton_schulz", "qr", and schedules. "auto" is "svd"
     there. "qdwh" and "zolotarev" have the steps for `cond`, or for the largest condition number of

@@ -52,8 +52,8 @@ def auto(
     """
     if not ops.host and ops.is_sharded(x):
         u, run = gram(x, ops, tol=tol, callback=callback, small=_of_whole)
-        sums = f"sharded: {run.iterations} Gram matrices are the only sums of matrices"
-        return u, run._replace(method="gram", note=sums)
+        note = f"sharded: {run.iterations} Gram matrices are summed over devices"
+        return u, run._replace(method="gram", note=note)
     return _of_whole(x, ops, tol=tol, callback=callback, lower=lower)
 
 

@@ -6,10 +6,11 @@ three or four up to ``1 / eps``. Small matrices are whole on every device, and a
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.library import astype_like, format_name
@@ -28,7 +29,7 @@ NEAR = 0.5
 MOST = 8
 
 
-class Basis(NamedTuple):
+class _Basis(NamedTuple):
     """``X = (Q right) S`` with orthonormal columns of ``Q right``, and S n x n.
 
     Attributes
@@ -41,6 +42,8 @@ class Basis(NamedTuple):
         ``||Q^H Q - I||_F / sqrt(n)`` of each Gram matrix.
     complete : bool
         Whether all columns have become orthonormal; those of zeros remain zero.
+    bounds : tuple of float
+        Bounds of the singular values of X: S is a product of orthonormal and diagonal matrices.
     """
 
     q: Any
@@ -48,15 +51,16 @@ class Basis(NamedTuple):
     s: Any
     defects: tuple[float, ...]
     complete: bool
+    bounds: tuple[float, float]
 
 
 def orthonormal_basis(
     x: Array, ops: Ops, callback: Callable[[int, Array], None] | None = None
-) -> Basis:
+) -> _Basis:
     """Multiply X by ``V (D + shift)^-1/2`` for ``X^H X = V D V^H`` until it is nearly orthonormal.
 
-    The product with column-scaled orthonormal columns is backward stable for every condition
-    number, as a triangular solve is, and other than that it needs rows of one device only.
+    That product is backward stable for every condition number, as a triangular solve is, and each
+    device multiplies the rows that it has.
 
     References
     ----------
@@ -65,35 +69,35 @@ def orthonormal_basis(
     """
     n = x.shape[-1]
     shift = LIKELY * math.sqrt(n) * format_of(format_name(x)).epsilon
-    q, s, defects = x, None, []
+    q, s, defects, low, high = x, None, [], 1.0, 1.0
     while True:
-        g = ops.gram(q)
-        defect = ops.item(ops.frobenius(ops.add_diagonal(g * -1.0, 1.0)))
+        # Eigenvectors and eigenvalues together, since each call is a broadcast.
+        both = ops.computed_once(_spectrum, ops.gram(q))
+        v, w = both[..., :-1, :], ops.to_host(both[..., -1:, :]).real
+        defect = float(np.linalg.norm(w - 1, axis=-1).max())
         defects.append(defect / math.sqrt(n))
         complete = defect <= NEAR
-        # Together, since each call is a broadcast.
-        both = ops.computed_once(functools.partial(_spectrum, shift=shift * (not complete)), g)
-        v, d = both[..., :-1, :], both[..., -1:, :]
+        w = np.maximum(w, 0) + w[..., -1:] * (shift * (not complete))
+        root = np.sqrt(np.where(w == 0, 1.0, w))
+        low, high = low * float(root.min()), high * float(root.max())
+        d = ops.from_host(root, v)
         right, left = ops.divide(v, d), ops.adjoint(v * d)
         s = left if s is None else ops.matmul(left, s)
         if complete or len(defects) == MOST or not math.isfinite(defect):
-            return Basis(q, right, s, tuple(defects), complete)
+            # The singular values of S are known to its rounding errors.
+            noise = shift * high
+            bounds = (max(low - noise, 0.0), high + noise)
+            return _Basis(q, right, s, tuple(defects), complete, bounds)
         q = ops.matmul(q, right)
         if callback is not None:
             callback(len(defects), q)
 
 
-def _spectrum(g: Array, shift: float) -> Array:
-    """Return eigenvectors above a row of the roots of eigenvalues, shape (..., n + 1, n).
-
-    Eigenvalues are increased by `shift` times the largest one.
-    """
+def _spectrum(g: Array) -> Array:
+    """Return eigenvectors above a row of the eigenvalues, shape (..., n + 1, n)."""
     ops = ops_of(g)
-    xp = ops.xp
     w, v = ops.eigh(g)
-    w = xp.where(w > 0, w, xp.zeros_like(w)) + w[..., -1:] * shift
-    root = xp.sqrt(xp.where(w > 0, w, xp.ones_like(w)))[..., None, :]
-    return xp.concat([v, astype_like(root, v, ops)], axis=-2)
+    return ops.xp.concat([v, astype_like(w, v, ops)[..., None, :]], axis=-2)
 
 
 def gram(
@@ -123,4 +127,5 @@ def gram(
     passes = len(b.defects)
     if callback is not None:
         callback(passes, u)
-    return u, Run(passes, 2 * passes, b.complete, b.defects)
+    certain = b.bounds if b.complete else None
+    return u, Run(passes, 2 * passes, b.complete, b.defects, certain=certain)

@@ -88,11 +88,13 @@ class Options:
         if self.method == "auto":  # a condition number cannot be read under a trace
             allowed = not ops.is_abstract(a)
         if ops.is_sharded(a) and not allowed:
-            what = f"method={self.method!r}" if self.completion else "completion=False"
+            other = "" if ops.is_abstract(a) else "'auto', "
+            simple = self.completion or not small_only
+            what = f"method={self.method!r}" if simple else f"completion=False with {self.name!r}"
             raise ValueError(
                 f"a is sharded over several devices, and {what} would replicate it on each of "
-                "them; use polar with method='newton_schulz' or a schedule, or orthogonalize, or "
-                "gather a first"
+                f"them; use polar with method={other}'newton_schulz' or a schedule, or "
+                "orthogonalize, or gather a first"
             )
 
     def check_differentiable(self) -> None:

@@ -22,13 +22,10 @@ from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import warn
 from polarlib.arrays.torch_autograd import is_differentiated
+from polarlib.arrays.torch_checks import check_dtensor, check_sizes
 from polarlib.arrays.torch_ops import TorchGradOps, TorchOps, TorchTracedOps
 
 Array = Any
-
-# Names of the classes of placements that are known, and reductions of pending results.
-PLACEMENTS = ("Replicate", "Shard", "_StridedShard", "Partial")
-REDUCTIONS = ("sum", "avg", "max", "min", "product")
 
 
 def _of_whole(name: str) -> Any:
@@ -69,31 +66,7 @@ class TorchShardedOps(TorchGradOps):
 
     def _check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
         """Raise, on every process, an error for DTensors where whole matrices are needed."""
-        if not taken:
-            raise TypeError(
-                f"{name} is a DTensor, which only orthogonalize, orthogonalize_all, polar and the "
-                f"lmo of spectral(polar=orthogonalize) accept; pass the whole tensor, "
-                f"{name}.full_tensor()"
-            )
-        for place in x.placements:
-            reduced = getattr(place, "reduce_op", "sum") in REDUCTIONS
-            if type(place).__name__ not in PLACEMENTS or not reduced:
-                raise ValueError(
-                    f"{name} has the placement {place}, allowed are {', '.join(PLACEMENTS)} (of "
-                    f"{', '.join(REDUCTIONS)}); redistribute {name} first"
-                )
-        if x.device_mesh.get_coordinate() is None:
-            raise ValueError(
-                f"{name} is a DTensor on {x.device_mesh}, of which this process is not a member; "
-                "call this only on the processes of the mesh"
-            )
-        try:
-            x.device_mesh.get_all_groups()
-        except Exception as error:  # torch has several kinds
-            raise ValueError(
-                f"{name} is a DTensor whose process group is gone ({error}); initialise "
-                f"torch.distributed and construct {name} again, or pass {name}.to_local()"
-            ) from None
+        check_dtensor(x, name, taken=taken)
 
     def functional(self, *arrays: Array) -> Ops:
         """Return this arithmetic: nothing is overwritten, and products have a rule."""
@@ -178,8 +151,8 @@ class TorchShardedOps(TorchGradOps):
         if sent and x.shape[-2] != x.shape[-1]:
             why = why or "the larger Hermitian factor needs all of the unitary one"
             warn(
-                f"{why}: this gathers {sent / 1e6:.2g} MB per device, of shape {tuple(x.shape)} with "
-                f"placements {x.placements}",
+                f"{why}: this gathers {sent / 1e6:.2g} MB per device, of shape {tuple(x.shape)} "
+                f"with placements {x.placements}",
                 UserWarning,
             )
         return x.redistribute(placements=target)
@@ -229,7 +202,7 @@ class TorchShardedOps(TorchGradOps):
         return tuple(map(wrap, results)) if isinstance(results, tuple) else wrap(results)
 
     def computed_once(self, f: Callable[[Array], Array], x: Array) -> Array:
-        """Return ``f(x)``, of local tensors, as the first process that has the matrices computes it.
+        """Return ``f(x)`` of local tensors, that of the first process which has the matrices.
 
         Rounding errors differ between processes, and eigenvectors of close eigenvalues with them.
         """
@@ -333,7 +306,26 @@ class TorchShardedOps(TorchGradOps):
         else:
             result = ops_of(local).max_abs(local)
         wide = at_least_single(result.nan_to_num(math.inf, math.inf), self)
+        if self.looks and any(_layout(x)):
+            most = self._checked_max(wide, x)
+            if x.ndim == 2:
+                return self._whole(most.reshape(1, 1).to(result.dtype), x)
         return self._reduced(wide, x, "max").to(result.dtype)
+
+    def _checked_max(self, numbers: Array, x: Array) -> Array:
+        """Return the largest number of all processes; ValueError if their DTensors differ in shape.
+
+        Sums over processes of arrays of different sizes would never end, or abort a process.
+        """
+        torch = self.torch
+        sizes = torch.tensor([0, 0, 0, *x.shape][-5:], dtype=torch.float64)
+        most = numbers.max().reshape(1) if numbers.numel() else torch.zeros(1)
+        both = torch.cat([most.to(torch.float64), sizes, -sizes])
+        pending = [i for i, axis in enumerate(_layout(x)) if axis]
+        both = self._wrapped(both, x, [0] * x.device_mesh.ndim, both.shape, pending, "max")
+        most, high, low = both.to_local().split((1, 5, 5))
+        check_sizes(high.tolist(), (-low).tolist())
+        return most
 
     def frobenius(self, x: Array) -> Array:
         """Return the Frobenius norm, the same number on every process."""

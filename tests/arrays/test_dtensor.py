@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -36,6 +37,7 @@ from torch.distributed.tensor import (  # noqa: E402
     distribute_tensor,
     init_device_mesh,
 )
+from torch.distributed.tensor.debug import CommDebugMode  # noqa: E402
 from torch.distributed.tensor.placement_types import _StridedShard  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
@@ -47,6 +49,8 @@ from polarlib.norms import low_rank  # noqa: E402
 PROCESSES = 4
 # Seconds after which a case has hung, and all of them.
 CASE, ALL = 60, 280
+# Numbers of the first sum on CPUs: the largest entry, and the sizes of the matrices.
+SIZES = 11
 WHOLE, ROWS, COLUMNS = Replicate(), Shard(0), Shard(1)
 CASES = {}
 
@@ -131,12 +135,13 @@ def alike(f, kind, *words):
     """Every process must raise the same error, of one sentence."""
     try:
         f()
-        text = "nothing was raised"
+        text = None
     except kind as error:
         text = str(error)
     texts = [None] * PROCESSES
     dist.all_gather_object(texts, text)
     assert len(set(texts)) == 1, texts
+    assert text is not None, "nothing was raised"
     assert all(word in text for word in words), text
     assert "aten" not in text, text
     assert "\n" not in text, text
@@ -191,6 +196,9 @@ def every_function(a):
     yield polarlib.polar(a, method="polar_express")
     yield polarlib.polar(a, method="newton_schulz")
     yield polarlib.polar(a, "left", method="newton_schulz")
+    yield polarlib.polar(a)
+    yield polarlib.polar(a, "left", completion=False)
+    yield polarlib.nearest_orthogonal(a)
 
 
 def agree(a, where, placements):
@@ -294,7 +302,7 @@ def heads_kernels_and_coefficients():
     x = distributed(a, mesh.line, (ROWS,))
     with Sent() as sent:
         polarlib.orthogonalize(x, heads=4)
-    assert {size for _, size in sent.calls} <= {1, 4}  # largest entries
+    assert {size for _, size in sent.calls} <= {1, 4, SIZES}  # largest entries
     kernels = matrix(10, 2, 3), matrix(10, 6)
     for placement in ROWS, COLUMNS:
         with warnings.catch_warnings():
@@ -347,8 +355,8 @@ def only_squares_are_sent():
             with Sent() as sent:
                 polarlib.orthogonalize(x, **how)
             assert sent.count("all_reduce", 9) == sums
-            # The largest entry, and whether all agree that it is finite.
-            assert sent.count("all_reduce", 1) == sent.count("broadcast", 1) == 1
+            # The largest entry with the sizes of all, and whether all agree that it is finite.
+            assert sent.count("all_reduce", SIZES) == sent.count("broadcast", 1) == 1
             assert len(sent.calls) == sums + 2, sent.calls
     x = distributed(matrix(8, 3), mesh.square, (ROWS, ROWS))
     with Sent() as sent:
@@ -356,7 +364,7 @@ def only_squares_are_sent():
     assert sent.count("all_reduce", 9) == 2 * 5
     with Sent() as sent:
         polarlib.polar(x, method="polar_express")
-    assert max(size for _, size in sent.calls) == 9
+    assert {size for _, size in sent.calls} <= {1, 3, 6, 9, SIZES}
     x = distributed(matrix(8, 3), mesh.line, (WHOLE,))
     with Sent() as sent:
         polarlib.polar(x)
@@ -364,7 +372,138 @@ def only_squares_are_sent():
     stack = distributed(matrix(4, 8, 3), mesh.line, (ROWS,))
     with Sent() as sent:
         polarlib.orthogonalize(stack)
-    assert {size for _, size in sent.calls} <= {1, 4}  # largest entries
+    assert {size for _, size in sent.calls} <= {1, 4, SIZES}  # largest entries
+
+
+@case()
+def torch_counts_as_many():
+    """By torch's own count: a sum per plain step, 1 + restarts in Gram form, one of the norm."""
+    x = distributed(matrix(40, 3), mesh.line, (ROWS,))
+    for how, sums in (
+        ({"form": "plain", "steps": 3}, 3),
+        ({"form": "gram", "restarts": ()}, 1),
+        ({"form": "gram", "restarts": (1, 3)}, 3),
+    ):
+        with CommDebugMode() as counted:
+            polarlib.orthogonalize(x, **how)
+        counts = {str(name): k for name, k in counted.get_comm_counts().items() if k}
+        assert counts.pop("c10d_functional.all_reduce") == sums + 1, how
+        assert sum(counts.values()) == 1, counts  # whether all agree that entries are finite
+
+
+# -- the automatic choice ----------------------------------------------------------------------
+
+
+def conditioned(m, n, kappa, dtype=torch.float64):
+    """A matrix with geometric singular values, the same on every process."""
+    u, v = (torch.linalg.qr(matrix(k, n, dtype=dtype).flip(0))[0] for k in (m, n))
+    values = torch.logspace(0, -math.log10(kappa), n, dtype=torch.float64)
+    return ((u * values.to(u.real.dtype)) @ v.mH).to(dtype)
+
+
+def polar_factors(a, r, eps):
+    """The definition of the polar factors, in double precision."""
+    kind = torch.complex128 if a.is_complex() else torch.float64
+    a, u, h = (t.to(kind) for t in (a, r.unitary.full_tensor(), r.hermitian.full_tensor()))
+    tol = 100 * eps
+    assert torch.linalg.norm(u.mH @ u - torch.eye(u.shape[-1])) <= tol * math.sqrt(u.shape[-1])
+    assert torch.linalg.norm(a - u @ h) <= tol * torch.linalg.norm(a)
+    assert torch.equal(h, h.mH)
+    assert torch.linalg.eigvalsh(h)[0] >= -tol * torch.linalg.norm(a)
+
+
+@case()
+def condition_numbers():
+    """Two to four sums for every condition number, and two more of the check."""
+    for dtype, kappa, most in (
+        (torch.float64, 10, 2),
+        (torch.float64, 1e4, 2),
+        (torch.float64, 1e8, 3),
+        (torch.float64, 1e12, 3),
+        (torch.float64, 1e15, 4),
+        (torch.float32, 10, 2),
+        (torch.float32, 1e3, 3),
+        (torch.complex64, 1e3, 3),
+    ):
+        a = conditioned(42, 6, kappa, dtype)
+        for where, placements in (mesh.line, (ROWS,)), (mesh.square, (ROWS, WHOLE)):
+            x = distributed(a, where, placements)
+            with Sent() as sent:
+                r = polarlib.polar(x)
+            polar_factors(a, r, torch.finfo(dtype).eps)
+            assert (r.method, r.status.name) == ("gram", "CONVERGED"), (dtype, kappa)
+            assert r.iterations <= most, (dtype, kappa, r.iterations)
+            assert sent.count("all_reduce", 36) == r.iterations + 2
+            pairs = 2 if dtype.is_complex else 1  # broadcasts are of real numbers
+            assert max(size for _, size in sent.calls) <= 7 * 6 * pairs
+            assert f"{r.iterations} Gram matrices" in r.reason
+            if 1 / torch.finfo(dtype).eps > 100 * kappa:
+                assert r.condition_bounds[0] <= 1.001 * kappa
+                assert 0.999 * kappa <= r.condition_bounds[1] <= 2 * kappa
+    x = distributed(conditioned(30, 4, 1e6).mT.contiguous(), mesh.line, (COLUMNS,))
+    seen = []
+    with Sent() as sent:
+        polarlib.polar(x, "left", callback=lambda k, t: seen.append((k, tuple(t.shape))))
+    assert max(size for _, size in sent.calls) <= 5 * 4
+    assert seen == [(k, (30, 4)) for k in range(1, len(seen) + 1)]
+    bounded = polarlib.polar(x, "left", cond=1e7, sigma_min=1e-7)
+    close(bounded.hermitian, polarlib.polar(x, "left").hermitian.full_tensor())
+
+
+@case()
+def deficient_ranks():
+    """Rounding errors complete U, but not where columns are zero, which is reported alike."""
+    e = matrix(40, 3)
+    rounded = e @ matrix(3, 6)
+    r = polarlib.polar(distributed(rounded, mesh.line, (ROWS,)))
+    assert (r.status.name, r.rank) == ("CONVERGED", 3)
+    polar_factors(rounded, r, torch.finfo(torch.float64).eps)
+    zeros = torch.cat([e, torch.zeros(40, 1)], dim=1)
+    for a, rank in (zeros, 3), (torch.zeros(9, 2), 0), (torch.ones(40, 5), 1), (rounded, 3):
+        a = a.double()
+        x = distributed(a, mesh.line, (ROWS,))
+        if a is not rounded:
+            alike(lambda x=x: polarlib.polar(x, throw=True), polarlib.ConvergenceWarning, "'gram'")
+            with pytest.warns(polarlib.ConvergenceWarning, match=r"polar\(method='gram'\)"):
+                r = polarlib.polar(x)
+            assert (r.status.name, r.rank) == ("NOT_CONVERGED", rank)
+            assert not r.unitary.full_tensor().isnan().any()
+        r, want = (polarlib.polar(t, completion=False) for t in (x, a))
+        assert (r.status.name, r.rank) == ("CONVERGED", rank)
+        close(r.unitary, want.unitary)
+        close(r.hermitian, want.hermitian)
+        close(polarlib.decomposition.unitary_factor(x, completion=False), want.unitary)
+
+
+@case(slow=True)
+def steps_of_fsdp2():
+    """Gradients of FSDP2 in an optimizer step, compiled with breaks of the graph or not."""
+    from torch.distributed.fsdp import fully_shard
+
+    for where in mesh.line, init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards")):
+        torch.manual_seed(0)
+        layers = torch.nn.Linear(6, 20), torch.nn.Tanh(), torch.nn.Linear(20, 3)
+        model = torch.nn.Sequential(*layers).double()
+        fully_shard(model, mesh=where)
+        (model(matrix(8, 6)) ** 2).sum().backward()
+        for p in (p for p in model.parameters() if p.ndim == 2):
+            whole, kept = p.grad.full_tensor(), p.placements
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the second layer is wide, and sharded by rows
+                q = polarlib.orthogonalize(p.grad)
+                u = polarlib.polar(p.grad).unitary
+                torch._dynamo.reset()
+                compiled = torch.compile(polarlib.orthogonalize, backend="eager")(p.grad)
+            for got, want in (
+                (q, polarlib.orthogonalize(whole)),
+                (compiled, polarlib.orthogonalize(whole)),
+                (u, polarlib.polar(whole).unitary),
+            ):
+                assert got.placements == p.grad.placements
+                close(got, want)
+            with torch.no_grad():
+                p.add_(q, alpha=-0.1)
+            assert p.placements == kept
 
 
 @case()
@@ -456,7 +595,8 @@ def differentiate(f, a, where, placements):
 def functions():
     yield lambda a: polarlib.orthogonalize(a)
     yield lambda a: polarlib.polar(a, method="newton_schulz").unitary
-    yield lambda a: polarlib.polar(a, method="newton_schulz").hermitian
+    yield lambda a: polarlib.polar(a).hermitian
+    yield lambda a: polarlib.polar(a).unitary
     yield lambda a: polarlib.orthogonalize(a, form="gram", schedule="jordan")
     yield lambda a: polarlib.orthogonalize(a, normalisation="spectral")
     yield lambda a: polarlib.orthogonalize(a, schedule="turbo_muon")
@@ -466,7 +606,7 @@ def functions():
 
 @case()
 def gradients():
-    for f in itertools.islice(functions(), 3):
+    for f in itertools.islice(functions(), 4):
         differentiate(f, matrix(9, 3), mesh.line, (ROWS,))
     f = next(functions())
     differentiate(f, matrix(3, 9), mesh.square, (ROWS, COLUMNS))
@@ -477,6 +617,21 @@ def gradients():
     polarlib.orthogonalize(y).sum().backward()
     close(x.grad, y.grad, atol=1e-9)
     alike(lambda: polarlib.polar(x, method="jordan"), ValueError, "is not differentiated")
+
+
+@case()
+def pending_gradients():
+    """Gradients that are still to be summed over processes."""
+    a, w = matrix(9, 3), matrix(9, 3).flip(0)
+    for f in polarlib.orthogonalize, lambda t: polarlib.polar(t).unitary:
+        y = a.clone().requires_grad_()
+        f(y).backward(w)
+        for where, kinds in (mesh.line, (ROWS,)), (mesh.square, (ROWS, WHOLE)):
+            x = distributed(a, where, kinds).requires_grad_()
+            pending = (*kinds[:-1], Partial())
+            f(x).backward(distributed(w, where, pending))
+            assert x.grad.placements == kinds
+            close(x.grad, y.grad)
 
 
 @case(slow=True)
@@ -530,11 +685,29 @@ def bad_arguments():
     alike(lambda: polarlib.polar(x, method="best"), ValueError, "unknown method 'best'")
     alike(lambda: polarlib.orthogonalize(x, schedule="best"), ValueError, "best")
     alike(lambda: polarlib.orthogonalize(x, steps=0), ValueError, "steps")
+    unknown = DTensor.from_local(matrix(9, 3), mesh.line, (Partial("xor"),), run_check=False)
+    for f in polarlib.orthogonalize, polarlib.polar:
+        alike(lambda f=f: f(unknown), ValueError, "has the placement Partial(xor)")
     whole = distributed(matrix(9), mesh.line, (WHOLE,))
     alike(lambda: polarlib.orthogonalize(whole), ValueError, "must be a matrix")
     alike(lambda: polarlib.orthogonalize_all([x, whole]), ValueError, "gradients[1]")
     tol = {"method": "newton_schulz", "rtol": 1e-30, "throw": True}
     alike(lambda: polarlib.polar(x, **tol), polarlib.ConvergenceWarning, "1.00e-30")
+
+
+@case()
+def differing_shapes():
+    """Of which sums would not end, or would abort a process."""
+    last = dist.get_rank() == PROCESSES - 1
+    for shape, what in (
+        ((2 + last, 4, 3), "8 to 12 along axis -3"),  # a stack
+        ((3 - last, 3), "8 to 12 along axis -2"),
+        ((5, 3 - last), "2 to 3 along axis -1"),
+        ((5, 3) if last else (5, 3, 3), "0 to 20 along axis -3"),
+    ):
+        x = DTensor.from_local(matrix(*shape), mesh.line, (ROWS,), run_check=False)
+        for f in polarlib.orthogonalize, polarlib.polar:
+            alike(lambda x=x, f=f: f(x), ValueError, "differ between processes", what, "shape=")
 
 
 @case()
@@ -549,9 +722,8 @@ def numbers_are_agreed():
 
 def refusing(x, spd):
     """Functions that need factorisations, or entries of one process."""
-    yield from (lambda m=m: polarlib.polar(x, method=m) for m in ("auto", "svd", "qdwh", "qr"))
+    yield from (lambda m=m: polarlib.polar(x, method=m) for m in ("svd", "qdwh", "qr"))
     yield lambda: polarlib.polar(x, method="newton_schulz", completion=False)
-    yield lambda: polarlib.nearest_orthogonal(x)
     yield from taking_no_dtensors(x, spd)
 
 

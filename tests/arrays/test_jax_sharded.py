@@ -229,6 +229,19 @@ OTHERS = """
     square = put(rng.standard_normal((16, 16)), mesh, "r", "c")
     assert polarlib.polar(square, method="newton_schulz").hermitian.sharding.is_fully_replicated
 
+    # The automatic choice: Gram matrices, whatever the condition number and the rank.
+    graded = np.geomspace(1, 1e-12, 8) * tall
+    r = polarlib.polar(put(graded, mesh, "c", "r"))
+    assert (r.method, r.iterations, r.status.name) == ("gram", 3, "CONVERGED")
+    shaped(r.unitary, x, "auto")
+    assert r.hermitian.sharding.is_fully_replicated
+    close(r.unitary.T @ r.unitary, np.eye(8))
+    close(r.unitary @ r.hermitian, graded)
+    part = np.concatenate([tall[:, :7], 0 * tall[:, :1]], axis=1)
+    r = polarlib.polar(put(part, mesh, "c", "r"), completion=False)
+    assert (r.rank, r.status.name) == (7, "CONVERGED")
+    close(r.unitary, polarlib.polar(part, completion=False).unitary)
+
     # What would gather, and what is on one device.
     for bad in dict(method="svd"), dict(method="newton_schulz", completion=False):
         for f in (lambda x: polarlib.polar(x, **bad).unitary), (

@@ -844,6 +844,11 @@ def check_with_shards(lab):
     assert lab.ops.with_shards(lambda x: x, x) is x
 
 
+def check_computed_once(lab):
+    x = lab.make(lab.sample())
+    assert lab.ops.computed_once(lambda x: x, x) is x
+
+
 def check_repeat_while(lab):
     x = lab.ops.frobenius(lab.make(lab.sample(1, 1))) * 0 + 1
 

@@ -1,0 +1,55 @@
+"""torch: errors for DTensors that cannot be used, alike on every process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Array = Any
+
+# Names of the classes of placements that are known, and reductions of pending results.
+PLACEMENTS = ("Replicate", "Shard", "_StridedShard", "Partial")
+REDUCTIONS = ("sum", "avg", "max", "min", "product")
+
+
+def check_dtensor(x: Array, name: str, *, taken: bool) -> None:
+    """Raise TypeError if a function does not accept DTensors, ValueError if `x` is unusable."""
+    if not taken:
+        raise TypeError(
+            f"{name} is a DTensor, which only orthogonalize, orthogonalize_all, polar, "
+            "nearest_orthogonal and the lmo of spectral(polar=orthogonalize) accept; pass the "
+            f"whole tensor, {name}.full_tensor()"
+        )
+    for place in x.placements:
+        reduced = getattr(place, "reduce_op", "sum") in REDUCTIONS
+        if type(place).__name__ not in PLACEMENTS or not reduced:
+            raise ValueError(
+                f"{name} has the placement {place!r}, allowed are {', '.join(PLACEMENTS)} (of "
+                f"{', '.join(REDUCTIONS)}); pass {name} in one of these"
+            )
+    if x.device_mesh.get_coordinate() is None:
+        raise ValueError(
+            f"{name} is a DTensor on {x.device_mesh}, of which this process is not a member; "
+            "call this only on the processes of the mesh"
+        )
+    try:
+        x.device_mesh.get_all_groups()
+    except Exception as error:  # torch has several kinds
+        raise ValueError(
+            f"{name} is a DTensor whose process group is gone ({error}); initialise "
+            f"torch.distributed and construct {name} again, or pass {name}.to_local()"
+        ) from None
+
+
+def check_sizes(high: Sequence[float], low: Sequence[float]) -> None:
+    """Raise ValueError unless the largest and the smallest size of each last axis are equal."""
+    differing = [
+        f"{b:.0f} to {h:.0f} along axis {i - len(high)}"
+        for i, (h, b) in enumerate(zip(high, low, strict=True))
+        if h != b
+    ]
+    if differing:
+        raise ValueError(
+            f"the sizes of a DTensor differ between processes, {', '.join(differing)}; pass shape= "
+            "and stride= to DTensor.from_local"
+        )
