@@ -20,15 +20,8 @@ from polarlib.arrays.formats import format_of
 from polarlib.orthogonalization.options import Options
 
 # Bytes of an element in memory and in a message, by number format.
-WIDTHS = {
-    "float64": 8,
-    "float32": 4,
-    "tf32": 4,
-    "bfloat16": 2,
-    "float16": 2,
-    "float8_e4m3": 1,
-    "float8_e5m2": 1,
-}
+WIDTHS = {"float64": 8, "float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}
+WIDTHS |= {"float8_e4m3": 1, "float8_e5m2": 1}
 LINK = ("latency", "bandwidth", "flops")
 
 
@@ -207,8 +200,8 @@ def communication(
 
     Notes
     -----
-    With f = (N - 1) / N, F the operations of :func:`orthogonalize` on one device and w the bytes of
-    an element:
+    With f = (N - 1) / N, F the operations of :func:`orthogonalize` on one device, w the bytes of an
+    element, and s those of an element of a sum of Gram matrices, 4, or 8 in float64:
 
     ================ ============================================== ====================== =========
     layout           how                                            bytes                  flops
@@ -217,7 +210,7 @@ def communication(
     "owner"          each matrix has one device, which updates it   0                      F / N
     "gather"         the matrix is gathered on every device         f m n w                F
     "all_to_all"     of N matrices one to each device, and back     2 f m n w / N          F / N
-    "rows"           Gram matrices of parts are summed              2 f n^2 per sum        see below
+    "rows"           Gram matrices of parts are summed              2 f n^2 s for each sum see below
     "block_periodic" "gather" in one step of P, else "block"        f m n w / P            mean
     "block"          the factor of each part                        0                      of a part
     "dion"           M Q and M^T P are summed                       2 f (m + n) r w        4 m n r
@@ -274,17 +267,11 @@ def communication(
         how: dict[str, Any] = options.resolved_for((m, n), precision, warns=False)  # type: ignore[arg-type]
         return product_counts(how["schedule"].steps, form=how["form"], restarts=how["restarts"])
 
-    case = _Case(
-        m,
-        n,
-        devices,
-        WIDTHS[precision],
-        WIDTHS[form_of_elements.carrier],
-        counts,
-        1 if period is None else count("period", period),
-        1 if rank is None else count("rank", rank, most=n),
-        1.0 if fraction is None else number("fraction", fraction, 0, 1, ends="(]"),
-    )
+    period = 1 if period is None else count("period", period)
+    rank = 1 if rank is None else count("rank", rank, most=n)
+    fraction = 1.0 if fraction is None else number("fraction", fraction, 0, 1, ends="(]")
+    widths = WIDTHS[precision], WIDTHS[form_of_elements.carrier]
+    case = _Case(m, n, devices, *widths, counts, period, rank, fraction)
     values = None if link is None else _checked_link(link)
     flops, sent, collectives = LAYOUTS[layout](case)
     if devices == 1:

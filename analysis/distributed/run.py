@@ -178,18 +178,28 @@ def owner_sharded(setting: Setting) -> Count:
     return Count(sent, messages, ours[0].operations, max(c.difference for c in (*ours, *theirs)))
 
 
-# Name, the count, and the formula of the elements; f = (N - 1)/N.
-VARIANTS: dict[str, tuple[Callable[[Setting], Count], str]] = {
-    "replicated": (lambda s: counting.replicated(newton_schulz, s), "0"),
-    "owner-sharded": (owner_sharded, "0"),
-    "block only": (lambda s: counting.one(block, s), "0"),
-    "gather": (lambda s: counting.one(gather, s), "f m n"),
-    "block-periodic": (lambda s: counting.several(periodic, s, PERIOD), "f m n / P"),
-    "all to all": (lambda s: counting.several(exchange, s), "2 f m n / N"),
-    "Gram": (lambda s: counting.one(gram_steps, s), "2 q f n^2"),
-    "one Gram sum": (lambda s: counting.one(one_gram, s), "2 f n^2"),
-    "Dion": (lambda s: counting.power(dion, s, s.shape[1] // 4), "2 f (m + n) r"),
-    "Dion2": (lambda s: counting.several(fraction, s, rows=largest_rows), "2 f alpha m n / N"),
+# Name, the count, and the arguments of polarlib.communication. Without restarts one sum is that of
+# one step, whatever the number of steps.
+VARIANTS: dict[str, tuple[Callable[[Setting], Count], dict[str, Any]]] = {
+    "replicated": (lambda s: counting.replicated(newton_schulz, s), {"layout": "replicated"}),
+    "owner-sharded": (owner_sharded, {"layout": "owner"}),
+    "block only": (lambda s: counting.one(block, s), {"layout": "block"}),
+    "gather": (lambda s: counting.one(gather, s), {"layout": "gather"}),
+    "block-periodic": (
+        lambda s: counting.several(periodic, s, PERIOD),
+        {"layout": "block_periodic", "period": 5},
+    ),
+    "all to all": (lambda s: counting.several(exchange, s), {"layout": "all_to_all"}),
+    "Gram": (lambda s: counting.one(gram_steps, s), {"layout": "rows"}),
+    "one Gram sum": (lambda s: counting.one(one_gram, s), {"layout": "rows", "steps": 1}),
+    "Dion": (
+        lambda s: counting.power(dion, s, s.shape[1] // 4),
+        {"layout": "dion", "rank": SHAPE[1] // 4},
+    ),
+    "Dion2": (
+        lambda s: counting.several(fraction, s, rows=largest_rows),
+        {"layout": "dion2", "fraction": 0.25},
+    ),
 }
 UNSENT = ("replicated", "owner-sharded", "block only")
 
@@ -198,19 +208,28 @@ def measured(name: str, shape: tuple[int, int] = SHAPE, ranks: int = RANKS) -> C
     return VARIANTS[name][0](at(shape, ranks))
 
 
+def predicted(name: str, ranks: int = RANKS) -> float:
+    """Return the elements by polarlib's model; each has eight bytes in float64."""
+    how = VARIANTS[name][1]
+    work = polarlib.communication(SHAPE, devices=ranks, form="plain", precision="float64", **how)
+    return work.bytes / 8
+
+
 # -- parts of the study ----------------------------------------------------------------------
 
 
 def counts(out: Output, quick: bool) -> None:
     """Count what every variant sends, and compare results with the undivided ones."""
-    rows, found = [], {}
+    rows, found, differences = [], {}, []
     for name in out.steps(VARIANTS, "variants"):
         found[name] = c = measured(name)
         few = measured(name, ranks=4).sent
-        rows.append([name, VARIANTS[name][1], few, c.sent, f"{c.sent / np.prod(SHAPE):.7g}"])
+        differences += [c.sent - predicted(name), few - predicted(name, ranks=4)]
+        rows.append([name, predicted(name), few, c.sent, f"{c.sent / np.prod(SHAPE):.7g}"])
         rows[-1] += [f"{c.messages:.7g}", f"{c.operations:.4f}", f"{c.difference:.1e}"]
         if name not in UNSENT:
             out.figure(f"sent over m n, {name}", c.sent / np.prod(SHAPE))
+    out.figure("largest difference from polarlib.communication", float(np.max(np.abs(differences))))
     sent = [found[name].sent / np.prod(SHAPE) for name in UNSENT]
     out.figure(f"sent over m n beyond AdamW, {', '.join(UNSENT)}", sent)
     names = ("gather", "all to all", "Gram")
@@ -220,7 +239,7 @@ def counts(out: Output, quick: bool) -> None:
     out.figure("largest difference from the undivided result", max(exact))
     whole = [stage(number, of_owner, at(SHAPE, RANKS)).sent / np.prod(SHAPE) for number in (2, 3)]
     out.figure("sent over P in a whole step, ZeRO-2 and ZeRO-3", whole)
-    columns = ["variant", "elements sent", "4 ranks", "8 ranks", "8 ranks, over m n"]
+    columns = ["variant", "predicted, 8 ranks", "4 ranks", "8 ranks", "8 ranks, over m n"]
     columns += ["messages", "operations over the undivided", "largest difference"]
     out.table("variants", columns, rows)
 

@@ -106,7 +106,11 @@ WRONG = (
         "all-reduce of zero-padded parts",
         part="counts",
         replace={"all_gather": by_padded_sum},
-        figures=(SENT + "gather", "elements sent on 4 ranks, gather, all to all, Gram"),
+        figures=(
+            SENT + "gather",
+            "elements sent on 4 ranks, gather, all to all, Gram",
+            "largest difference from polarlib.communication",
+        ),
     ),
     Wrong(
         "results not sent back",
