@@ -9,6 +9,7 @@ from polarlib.arrays.checks import MOST_ROWS, count, number
 from polarlib.arrays.entry import as_matrix
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.settings import looks_at_nothing, traced_by_dynamo, under_default_settings
+from polarlib.arrays.torch_sharded import laid_as, placements, with_whole
 from polarlib.norms.base import times
 from polarlib.norms.unitary import Polar, spectral
 from polarlib.orthogonalization.heads import merged, split
@@ -43,8 +44,9 @@ def per_block(g: A, rows: int = 1, columns: int = 1, *, polar: Polar = None) -> 
 
     Notes
     -----
-    This is BlockMuon's direction. Where each device has one block, no entry is sent
-    (:func:`polarlib.communication`). Blocks of rows are those of ``orthogonalize(heads=)``.
+    This is BlockMuon's direction. Blocks of rows are those of ``orthogonalize(heads=)``. Sharded
+    JAX arrays are accepted, and with a schedule as `polar` torch's DTensors: where each device has
+    whole blocks, no entry is sent (:func:`polarlib.communication`), and placements are kept.
 
     The result T is the exact LMO of the norm ``||X||_B = max ||X_ij||_2`` over the blocks, with
     ``Re tr(G^H T) = sum ||G_ij||_*``. From ``||X||_B <= ||X||_2 <= sqrt(r c) ||X||_B`` for r x c
@@ -174,7 +176,13 @@ def _of_blocks(lmo: Callable[[Any], Any], g: A, rows: int, columns: int) -> A:
     if traced_by_dynamo():
         return cast(A, run(g))
     x, ops = as_matrix(g, "g", sharded=True)
-    return cast(A, ops.with_shards(run, x, "g"))
+    if not placements(x):
+        return cast(A, ops.with_shards(run, x, "g"))
+    parts_of = {-2: rows, -1: columns}
+    why = f"{rows} x {columns} blocks are not whole on the processes"
+    # Before the blocks are made: a matrix would be redistributed along its longer side.
+    whole = with_whole(x, lambda axis, parts: parts_of.get(axis, parts) % parts != 0, why)
+    return cast(A, laid_as(run(whole), x))
 
 
 @looks_at_nothing

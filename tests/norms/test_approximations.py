@@ -427,18 +427,89 @@ for kind in (AxisType.Auto, AxisType.Explicit):
 """
 
 
-@pytest.mark.slow
-def test_blocks_of_devices_send_nothing():
-    """Sharded over four devices of JAX, one block each: no collective in the program."""
-    pytest.importorskip("jax")
-    flags = "--xla_force_host_platform_device_count=4"
+IN_PROCESSES = """
+import datetime, sys, tempfile, warnings
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor.debug import CommDebugMode
+from polarlib.norms import per_block
+
+RANKS = 4
+W = torch.arange(128.0, dtype=torch.float64).reshape(16, 8)
+
+
+def rank(r, folder):
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=r,
+        world_size=RANKS,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    g = torch.tensor(np.random.default_rng(0).standard_normal((16, 8)))
+    line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
+    for mesh, places, grid, local in (
+        (line, [Shard(0)], (4, 1), True),
+        (line, [Shard(0)], (8, 2), True),
+        (line, [Shard(1)], (1, 4), True),
+        (square, [Shard(0), Shard(1)], (2, 2), True),
+        (line, [Shard(0)], (2, 1), False),
+        (line, [Shard(0)], (1, 4), False),
+    ):
+        def f(x):
+            return per_block(x, *grid, polar="polar_express")
+
+        x, w = (distribute_tensor(y, mesh, places) for y in (g, W))
+        x.requires_grad_()
+        with warnings.catch_warnings(record=True) as caught, CommDebugMode() as mode:
+            warnings.simplefilter("always")
+            t = f(x)
+        assert t.placements == x.placements, t.placements
+        torch.testing.assert_close(t.full_tensor(), f(g))
+        (t * w).sum().backward()
+        whole = g.clone().requires_grad_()
+        (f(whole) * W).sum().backward()
+        torch.testing.assert_close(x.grad.full_tensor(), whole.grad)
+        # The check for NaN gathers one number of each block on CPUs; sums would be of matrices.
+        assert local != any("blocks are not whole" in str(c.message) for c in caught), caught
+        counts = mode.get_comm_counts()
+        assert not any("reduce" in str(k) or "all_to_all" in str(k) for k in counts), counts
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(rank, args=(folder,), nprocs=RANKS)
+"""
+
+
+def run(script, tmp_path, **environment):
+    """Run a script in a process that is ended if it hangs."""
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
     path = os.pathsep.join([str(Path(polarlib.__file__).parents[1]), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-c", ON_DEVICES],
-        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path},
+        [sys.executable, "script.py"],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_blocks_of_devices_send_nothing(tmp_path):
+    """Sharded over four devices of JAX, one block each: no collective in the program."""
+    pytest.importorskip("jax")
+    run(ON_DEVICES, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+
+
+@pytest.mark.slow
+def test_blocks_of_dtensors_stay_on_their_processes(tmp_path):
+    """Values, placements and gradients on four processes; a warning where blocks are spread."""
+    pytest.importorskip("torch")
+    run(IN_PROCESSES, tmp_path)
