@@ -176,7 +176,7 @@ def _of_blocks(lmo: Callable[[Any], Any], g: A, rows: int, columns: int) -> A:
     if traced_by_dynamo():
         return cast(A, run(g))
     x, ops = as_matrix(g, "g", sharded=True)
-    if not placements(x):
+    if all(p.is_replicate() for p in placements(x)[1:]):  # no DTensor, or whole everywhere
         return cast(A, ops.with_shards(run, x, "g"))
     parts_of = {-2: rows, -1: columns}
     why = f"{rows} x {columns} blocks are not whole on the processes"
