@@ -55,8 +55,8 @@ def per_block(g: A, rows: int = 1, columns: int = 1, *, polar: Polar = None) -> 
     most ``1 - 1 / sqrt(r c)``. A function that is L-smooth in the spectral norm is L_B-smooth in
     ``||.||_B`` with ``L <= L_B <= r c L``.
 
-    Blocks have more rows and columns than the whole matrix has in proportion to their entries: a
-    scale of the update that depends on the shape is that of a block,
+    Entries of the result are larger than those of the polar factor of the whole matrix. A scale of
+    the update that depends on the shape must be that of a block,
     ``norms.update_scale(m // rows, n // columns, rule)``.
 
     References
@@ -97,7 +97,7 @@ def block_periodic(
     period : int
         P, at least 1. With 1 every step uses the whole matrix.
     rows, columns, polar : optional
-        As in :func:`per_block`.
+        As in :func:`per_block`. A function is called with `g` where the whole matrix is used.
     factor : float, optional
         Positive factor of the results of blocks: the step size for blocks over that for the whole
         matrix.
