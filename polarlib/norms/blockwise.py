@@ -176,7 +176,13 @@ def _of_blocks(lmo: Callable[[Any], Any], g: A, rows: int, columns: int) -> A:
     if traced_by_dynamo():
         return cast(A, run(g))
     x, ops = as_matrix(g, "g", sharded=True)
-    if all(p.is_replicate() for p in placements(x)[1:]):  # no DTensor, or whole everywhere
+    try:
+        ops._check_sharding(x, "g", taken=False)
+    except TypeError:  # a DTensor, or explicit axes of JAX
+        pass
+    else:  # XLA keeps automatic axes as they are
+        return cast(A, run(x))
+    if all(p.is_replicate() for p in placements(x)[1:]):  # explicit axes, or whole everywhere
         return cast(A, ops.with_shards(run, x, "g"))
     parts_of = {-2: rows, -1: columns}
     why = f"{rows} x {columns} blocks are not whole on the processes"
