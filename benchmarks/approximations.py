@@ -156,6 +156,13 @@ def sent(shape: tuple[int, int], variant: Variant) -> float:
     ).bytes
 
 
+def exact() -> dict[str, float]:
+    """Return the bytes of the exact LMO, by layout."""
+    layouts = "gather", "rows", "all_to_all"
+    given = {"devices": DEVICES, "precision": FORMAT}
+    return {each: polarlib.communication(SHAPE, layout=each, **given).bytes for each in layouts}
+
+
 def matrices() -> dict[str, Array]:
     """Return all gradients and momenta, in double precision."""
     with np.load(STORED) as file:
@@ -352,6 +359,7 @@ def measure() -> Data:
             name: digits_of(fact["effective_rank"]) for name, fact in sample_metadata().items()
         },
         "bytes": {v.name: sent(SHAPE, v) for v in variants()},
+        "exact bytes": exact(),
         "feedback": feedback,
         "losses": runs,
     }

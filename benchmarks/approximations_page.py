@@ -111,6 +111,7 @@ def page(data: Data) -> str:
                 "losses": loss_table(data),
                 "count": len(data["gradients"]),
                 "bundled": len(data["effective rank"]),
+                **{key: f"{value / 1e6:.3g}" for key, value in data["exact bytes"].items()},
                 "sums": f"{2 * gather / 1e6:.3g}",
                 "bound": f"{1 - settings['devices'] ** -0.5:.3f}",
                 "largest": f"{max(column(data, SHOWN['8 blocks, longer side'], 1)):.3f}",
@@ -148,10 +149,16 @@ low rank is warm: {warm} power steps on the same matrix from a Gaussian one.
 
 {errors}
 
-The spectral norm of r × c blocks is at most √(r c), and near that where all blocks have a direction
-in common, as most of these gradients have. Their dual gap is at most 1 − 1/√(r c), {bound} for 8
+The spectral norm of r × c blocks is at most √(r c), which blocks with a direction in common reach,
+and nearly that for most of these gradients. Their dual gap is at most 1 − 1/√(r c), {bound} for 8
 blocks; the largest here is {largest}. Values of block-periodic LMOs are means over the steps of a
 period for one matrix.
+
+The exact LMO sends {gather} MB if each device gathers the matrix. It sends {rows} MB by sums of
+Gram matrices (`orthogonalize` of a sharded matrix; less than a gather where max(m, n) is many times
+min(m, n)), and {all_to_all} MB if {devices} matrices of one shape are exchanged so that
+each device has one of them whole. Where there are so many matrices of one shape, a period saves
+bytes only below the last number.
 
 An update of rank k has an alignment of at most √(k/n). `range_lmo(b, p)`, with p of `power_step`,
 is the LMO in the range of Dion's update. It is P polar(R)ᴴ with R = Bᴴ P, which every device has,

@@ -418,7 +418,7 @@ def dion(m: A, g: A, q: A, *, mu: float = 0.95) -> tuple[A, A, A]:
     -----
     Error feedback: ``P R^H`` is the projection of B to the range of P, and the other part of B
     stays in the buffer with weight 1. After any number of steps ``(1 - mu) sum P R^H + M`` is the
-    sum of all gradients. With k = min(m, n) <= n the buffer is heavy-ball momentum times mu.
+    sum of all gradients. With k = min(m, n) the new buffer is ``mu B``, heavy-ball momentum.
 
     Columns of R with norms up to ``max(m, n) * eps`` times the largest are rounding errors, and are
     left out of the update, which is zero for B = 0. The spectral norm of the update is from 1 to

@@ -104,6 +104,7 @@ def test_the_page_of_approximations(script):
             # The last singular values are rounding errors of the stored format.
             assert data["gradients"][name][variant] == pytest.approx(values, rel=2e-3, abs=1e-3)
     assert data["bytes"] == {v.name: made.sent(made.SHAPE, v) for v in made.variants()}
+    assert data["exact bytes"] == made.exact()
     # What the text says in words: a bound that holds, and feedback that helps at every rank.
     for row in data["gradients"].values():
         assert all(gap <= 1 - made.DEVICES**-0.5 + 1e-3 for _, gap, _ in row.values())

@@ -9,6 +9,7 @@ from polarlib.arrays.checks import MOST_ROWS, count, number
 from polarlib.arrays.entry import as_matrix
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.settings import looks_at_nothing, traced_by_dynamo, under_default_settings
+from polarlib.arrays.torch_sharded import laid_as, placements, with_whole
 from polarlib.norms.base import times
 from polarlib.norms.unitary import Polar, spectral
 from polarlib.orthogonalization.heads import merged, split
@@ -43,8 +44,9 @@ def per_block(g: A, rows: int = 1, columns: int = 1, *, polar: Polar = None) -> 
 
     Notes
     -----
-    This is BlockMuon's direction. Where each device has one block, no entry is sent
-    (:func:`polarlib.communication`). Blocks of rows are those of ``orthogonalize(heads=)``.
+    This is BlockMuon's direction. Blocks of rows are those of ``orthogonalize(heads=)``. Sharded
+    JAX arrays are accepted, and with a schedule as `polar` torch's DTensors: where each device has
+    whole blocks, no entry is sent (:func:`polarlib.communication`), and placements are kept.
 
     The result T is the exact LMO of the norm ``||X||_B = max ||X_ij||_2`` over the blocks, with
     ``Re tr(G^H T) = sum ||G_ij||_*``. From ``||X||_B <= ||X||_2 <= sqrt(r c) ||X||_B`` for r x c
@@ -53,8 +55,8 @@ def per_block(g: A, rows: int = 1, columns: int = 1, *, polar: Polar = None) -> 
     most ``1 - 1 / sqrt(r c)``. A function that is L-smooth in the spectral norm is L_B-smooth in
     ``||.||_B`` with ``L <= L_B <= r c L``.
 
-    Blocks have more rows and columns than the whole matrix has in proportion to their entries: a
-    scale of the update that depends on the shape is that of a block,
+    Entries of the result are larger than those of the polar factor of the whole matrix. A scale of
+    the update that depends on the shape must be that of a block,
     ``norms.update_scale(m // rows, n // columns, rule)``.
 
     References
@@ -95,7 +97,7 @@ def block_periodic(
     period : int
         P, at least 1. With 1 every step uses the whole matrix.
     rows, columns, polar : optional
-        As in :func:`per_block`.
+        As in :func:`per_block`. A function is called with `g` where the whole matrix is used.
     factor : float, optional
         Positive factor of the results of blocks: the step size for blocks over that for the whole
         matrix.
@@ -174,7 +176,19 @@ def _of_blocks(lmo: Callable[[Any], Any], g: A, rows: int, columns: int) -> A:
     if traced_by_dynamo():
         return cast(A, run(g))
     x, ops = as_matrix(g, "g", sharded=True)
-    return cast(A, ops.with_shards(run, x, "g"))
+    try:
+        ops._check_sharding(x, "g", taken=False)
+    except TypeError:  # a DTensor, or explicit axes of JAX
+        pass
+    else:  # XLA keeps automatic axes as they are
+        return cast(A, run(x))
+    if all(p.is_replicate() for p in placements(x)[1:]):  # explicit axes, or whole everywhere
+        return cast(A, ops.with_shards(run, x, "g"))
+    parts_of = {-2: rows, -1: columns}
+    why = f"{rows} x {columns} blocks are not whole on the processes"
+    # Before the blocks are made: a matrix would be redistributed along its longer side.
+    whole = with_whole(x, lambda axis, parts: parts_of.get(axis, parts) % parts != 0, why)
+    return cast(A, laid_as(run(whole), x))
 
 
 @looks_at_nothing

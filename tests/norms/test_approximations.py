@@ -410,11 +410,17 @@ from polarlib.norms import per_block
 
 jax.config.update("jax_enable_x64", True)
 assert len(jax.devices()) == 4
-g = np.random.default_rng(0).standard_normal((16, 8))
-for kind in (AxisType.Auto, AxisType.Explicit):
-    mesh = jax.make_mesh((4,), ("d",), axis_types=(kind,))
+tall = np.random.default_rng(0).standard_normal((16, 8))
+for axes in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(axes,))
     jax.set_mesh(mesh)
-    for spec, grid in ((("d", None), (4, 1)), ((None, "d"), (1, 4))):
+    for spec, grid, g in (
+        (("d", None), (4, 1), tall),
+        ((None, "d"), (1, 4), tall.T),
+        ((None, "d"), (1, 4), tall),
+    ):
+        if axes is AxisType.Explicit and g is tall and spec[1]:
+            continue  # laid along the longer side
         x = jax.device_put(g, NamedSharding(mesh, PartitionSpec(*spec)))
         for polar in (None, "polar_express"):
             f = jax.jit(lambda x: per_block(x, *grid, polar=polar))
@@ -422,23 +428,108 @@ for kind in (AxisType.Auto, AxisType.Explicit):
             assert y.sharding.is_equivalent_to(x.sharding, 2), y.sharding
             np.testing.assert_allclose(y, per_block(g, *grid, polar=polar), atol=1e-12)
             text = f.lower(x).compile().as_text()
-            sent = [s for s in ("all-", "collective-", "reduce-scatter", "send") if s in text]
-            assert not sent, (kind, spec, polar, sent)
+            kinds = "all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"
+            sent = [s for s in kinds if s in text]
+            assert not sent, (axes, spec, polar, sent)
 """
 
 
-@pytest.mark.slow
-def test_blocks_of_devices_send_nothing():
-    """Sharded over four devices of JAX, one block each: no collective in the program."""
-    pytest.importorskip("jax")
-    flags = "--xla_force_host_platform_device_count=4"
+IN_PROCESSES = """
+import datetime, sys, tempfile, warnings
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
+from polarlib.norms import per_block
+
+RANKS = 4
+W = torch.arange(128.0, dtype=torch.float64).reshape(16, 8)
+
+
+class Sizes(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.sent = []
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        if any(issubclass(t, torch.distributed.tensor.DTensor) for t in types):
+            return NotImplemented
+        if "c10d" in str(f):
+            given = args[0] if isinstance(args[0], (list, tuple)) else args[:1]
+            self.sent += [t.numel() for t in given if isinstance(t, torch.Tensor)]
+        return f(*args, **(kwargs or {}))
+
+
+def rank(r, folder):
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=r,
+        world_size=RANKS,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    g = torch.tensor(np.random.default_rng(0).standard_normal((16, 8)))
+    line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
+    for mesh, places, grid, local in (
+        (line, [Shard(0)], (4, 1), True),
+        (line, [Shard(0)], (8, 2), True),
+        (line, [Shard(1)], (1, 4), True),
+        (square, [Shard(0), Shard(1)], (2, 2), True),
+        (line, [Shard(0)], (2, 1), False),
+        (line, [Shard(0)], (1, 4), False),
+    ):
+        def f(x):
+            return per_block(x, *grid, polar="polar_express")
+
+        x, w = (distribute_tensor(y, mesh, places) for y in (g, W))
+        x.requires_grad_()
+        with warnings.catch_warnings(record=True) as caught, Sizes() as sizes:
+            warnings.simplefilter("always")
+            t = f(x)
+        assert t.placements == x.placements, t.placements
+        torch.testing.assert_close(t.full_tensor(), f(g))
+        (t * w).sum().backward()
+        whole = g.clone().requires_grad_()
+        (f(whole) * W).sum().backward()
+        torch.testing.assert_close(x.grad.full_tensor(), whole.grad)
+        assert local != any("blocks are not whole" in str(c.message) for c in caught), caught
+        # The check for NaN sends one number of each block on CPUs. A shard has 32 entries.
+        assert (max(sizes.sent, default=0) <= 16) == local, sizes.sent
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(rank, args=(folder,), nprocs=RANKS)
+"""
+
+
+def run(script, tmp_path, **environment):
+    """Run a script in a process that is ended if it hangs."""
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
     path = os.pathsep.join([str(Path(polarlib.__file__).parents[1]), *sys.path])
     done = subprocess.run(
-        [sys.executable, "-c", ON_DEVICES],
-        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path},
+        [sys.executable, "script.py"],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_blocks_of_devices_send_nothing(tmp_path):
+    """Sharded over four devices of JAX, one block each: no collective in the program."""
+    pytest.importorskip("jax")
+    run(ON_DEVICES, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+
+
+@pytest.mark.slow
+def test_blocks_of_dtensors_stay_on_their_processes(tmp_path):
+    """Values, placements and gradients on four processes; a warning where blocks are spread."""
+    pytest.importorskip("torch")
+    run(IN_PROCESSES, tmp_path)
