@@ -15,8 +15,7 @@ import numpy as np
 import threadpoolctl
 
 import polarlib
-from polarlib._extras import require
-from polarlib.arrays.dask_files import blocks_of_rows, computing_in, store
+from polarlib.arrays.dask_files import blocks_of_rows, computing_in, require_dask, store
 from polarlib.arrays.memory import return_freed_arrays
 from polarlib.arrays.progress import Progress
 from polarlib.cli import console
@@ -134,7 +133,7 @@ def decompose(
 
     ``A^T = V K`` is decomposed in place of a wide A: then ``A = K^T V^T``, the side "left".
     """
-    require("--memory", "dask", "dask.array")
+    require_dask("--memory")
     return_freed_arrays()
     matrix, transposed = open_matrix(file)
     shape = matrix.shape[::-1] if transposed else matrix.shape
