@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from polarlib._extras import require
 from polarlib.arrays.library import import_library
+
+
+def require_dask(subject: str) -> None:
+    """Raise ImportError, which names the extra, where Dask's arrays are not installed."""
+    require(subject, "dask", "dask.array")
 
 
 def blocks_of_rows(matrix: Any, rows: int, *, transposed: bool) -> Any:

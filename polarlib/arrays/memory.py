@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import math
 import os
 import sys
 from typing import Any
+
+M_MMAP_THRESHOLD = -3  # of malloc.h
+LEAST_RETURNED = 1 << 17  # bytes: the threshold of glibc before it adapts
 
 
 def physical_memory() -> float:
@@ -34,6 +38,15 @@ def peak_memory() -> int | None:
         return None
     peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def return_freed_arrays() -> None:
+    """Let this process return freed arrays to the system at once, where its C library is glibc's.
+
+    By default arrays of up to 32 MiB can stay resident after they are freed, in each thread.
+    """
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # other systems, other libraries
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LEAST_RETURNED)
 
 
 def is_out_of_memory(error: Exception) -> bool:

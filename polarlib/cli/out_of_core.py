@@ -15,8 +15,8 @@ import numpy as np
 import threadpoolctl
 
 import polarlib
-from polarlib._extras import require
-from polarlib.arrays.dask_files import blocks_of_rows, computing_in, store
+from polarlib.arrays.dask_files import blocks_of_rows, computing_in, require_dask, store
+from polarlib.arrays.memory import return_freed_arrays
 from polarlib.arrays.progress import Progress
 from polarlib.cli import console
 from polarlib.cli.console import format_shape
@@ -34,7 +34,7 @@ LARGEST_BLOCK, LEAST_OF_SEVERAL = 1 << 25, 1 << 20
 # (tests/cli/test_out_of_core.py checks that bounds hold): n x n matrices in all and per thread,
 # slices of rows and of what size per thread, buffers per thread of the BLAS, Dask's tasks per
 # block, the rest.
-SQUARES, SQUARES_OF_THREAD, SLICES, SLICE = 30, 6, 5, 1 << 22
+SQUARES, SQUARES_OF_THREAD, SLICES, SLICE = 24, 3, 5, 1 << 22
 BUFFER, TASKS, REST = 2 << 20, 6_000, 4 << 20
 COMPUTED = ("float32", "float64", "complex64", "complex128")
 
@@ -133,7 +133,8 @@ def decompose(
 
     ``A^T = V K`` is decomposed in place of a wide A: then ``A = K^T V^T``, the side "left".
     """
-    require("--memory", "dask", "dask.array")
+    require_dask("--memory")
+    return_freed_arrays()
     matrix, transposed = open_matrix(file)
     shape = matrix.shape[::-1] if transposed else matrix.shape
     side = _side(side, shape)
@@ -269,8 +270,10 @@ def _planned(memory: str, layout: _Layout, shape: tuple[int, int]) -> _Plan:
 
 
 def _in_file(message: str, file: str, side: str) -> str:
-    """Return a message of polar_tall about x with the name of the file, and its own orientation."""
+    """Return a message of polar_tall about x with the name of the file, and indices of A."""
     if not message.startswith("x "):
         return message
     text = message.removeprefix("x ")
-    return f"{file}: {text if side == 'right' else text.replace('of its rows', 'of its columns')}"
+    if side == "left":
+        text = re.sub(r"\((\d+), (\d+)\) of its rows", r"(\2, \1) of its columns", text)
+    return f"{file}: {text}"
