@@ -13,7 +13,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from dask.distributed import Client, KilledWorker, LocalCluster, get_worker
+from dask.distributed import Client, KilledWorker, LocalCluster, get_worker, wait
 
 import polarlib
 
@@ -79,6 +79,7 @@ def killed(client: Client) -> None:
 
 def slow(client: Client) -> None:
     """One of the workers takes 50 times as long."""
+    client.wait_for_workers(2)
     first = min(client.scheduler_info()["workers"])
 
     def trouble(i: int, k: int) -> None:
@@ -109,6 +110,28 @@ def memory(client: Client) -> None:
     assert not pids <= set(client.run(os.getpid).values())
 
 
+def spilled(client: Client) -> None:
+    """More blocks are kept in the memory of the workers than these may keep there."""
+    sizes = ((1 << 15,) * 64, (16,))  # 268 MB, where two workers keep 20 % of 450 MiB
+
+    def block(block_info: Any = None) -> np.ndarray:
+        rng = np.random.default_rng(block_info[None]["chunk-location"][0])
+        return rng.standard_normal((sizes[0][0], 16)) * np.geomspace(1, 1e-8, 16)
+
+    x = da.map_blocks(block, chunks=sizes, dtype="f8", meta=np.empty((0, 0)))
+    kept = client.persist(x)
+    wait(kept)
+    assert any(client.run(lambda dask_worker: len(dask_worker.data.slow)).values())
+    result = polarlib.polar_tall(kept)
+    u = result.unitary
+    off = np.linalg.norm((u.T @ u).compute() - np.eye(16))
+    left = (kept - u @ result.hermitian).std().compute() / kept.std().compute()
+    with dask.config.set(**ALONE):
+        other = polarlib.polar_tall(x)
+    assert np.abs(result.hermitian - other.hermitian).max() < 1e-14 * np.abs(other.hermitian).max()
+    assert max(off, left) < 1e-14
+
+
 def never(client: Client) -> None:
     """A block that no worker survives: one error, with the reason and the remedy."""
 
@@ -124,7 +147,8 @@ def never(client: Client) -> None:
 
 
 if __name__ == "__main__":
-    programs = {f.__name__: f for f in (killed, slow, memory, never)}
+    programs = {f.__name__: f for f in (killed, slow, memory, spilled, never)}
+    dask.config.set({"distributed.worker.memory.target": 0.2})
     if sys.argv[1] == "never":
         dask.config.set({"distributed.scheduler.allowed-failures": 1})
     with (

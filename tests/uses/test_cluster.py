@@ -14,7 +14,7 @@ pytest.importorskip("distributed")
 
 
 @pytest.mark.parametrize(
-    "name", ["killed,slow", "never", pytest.param("memory", marks=pytest.mark.slow)]
+    "name", ["killed,slow", "never", pytest.param("memory,spilled", marks=pytest.mark.slow)]
 )
 def test_a_cluster_that_fails(tmp_path, name):
     program = Path(__file__).with_name("cluster.py")
