@@ -21,7 +21,7 @@ SLICE = 1 << 22
 COMFORTABLE = 300
 
 
-class Part(NamedTuple):
+class _Part(NamedTuple):
     """A matrix summed over blocks of rows that were divided by ``2**exponent``."""
 
     exponent: int
@@ -88,37 +88,37 @@ class _GramSum:
         self.total += np.matmul(left.T, rows, out=self._gram)
 
 
-def gram_of_block(a: np.ndarray, first: int) -> Part:
+def gram_of_block(a: np.ndarray, first: int) -> _Part:
     exponent = _exponent(a, first)
     gram = _GramSum(_step(a), a.shape[1], _wide(a))
     for _, rows in _slices(a, exponent):
         gram.add(rows)
-    return Part(exponent, gram.total)
+    return _Part(exponent, gram.total)
 
 
-def sum_of_grams(parts: Sequence[Part]) -> Part:
+def sum_of_grams(parts: Sequence[_Part]) -> _Part:
     # The largest exponent is used: smaller parts that underflow are below the rounding of the sum.
     top = max(p.exponent for p in parts)
     total = np.zeros_like(parts[0].matrix)
     for p in parts:
         total += shifted(p.matrix, 2 * (p.exponent - top))
-    return Part(top, total)
+    return _Part(top, total)
 
 
-def triangle_of_block(a: np.ndarray, first: int, every: int = 1) -> Part:
+def triangle_of_block(a: np.ndarray, first: int, every: int = 1) -> _Part:
     """Return R of a QR factorisation of a block, or of one row in `every`."""
     exponent = _exponent(a, first)
     r = np.zeros((0, a.shape[1]), dtype=_wide(a))
     # R of the rows read so far replaces them, so that no block is factorised as a whole.
     for _, rows in _slices(a[::every], exponent):
         r = _triangle(np.concatenate([r, rows]))
-    return Part(exponent, r)
+    return _Part(exponent, r)
 
 
-def triangle_of_triangles(parts: Sequence[Part]) -> Part:
+def triangle_of_triangles(parts: Sequence[_Part]) -> _Part:
     top = max(p.exponent for p in parts)
     stacked = np.concatenate([shifted(p.matrix, p.exponent - top) for p in parts])
-    return Part(top, _triangle(stacked))
+    return _Part(top, _triangle(stacked))
 
 
 def _triangle(a: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ def test_a_small_run(script, tmp_path):
         f"--rows 15 --repeats 2 --condition 1e12 --folder {tmp_path} --json {tmp_path}/tall.json"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(SCRIPT), *options.split()],
+        [sys.executable, "-W", "ignore", str(SCRIPT), *options.split(), "--folder", str(tmp_path)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
