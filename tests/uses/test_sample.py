@@ -88,6 +88,16 @@ def test_a_sample_unlike_the_others(da, factor, name, passes, products):
     np.testing.assert_allclose(u, p @ qh, rtol=0, atol=1e-12)
 
 
+def test_rank_of_the_whole(da):
+    """The sample has full rank; the whole has a condition number beyond double precision."""
+    a = np.random.default_rng(0).standard_normal((BLOCKS * 80, 5)) * [1.0, 1.0, 1.0, 1.0, 1e-13]
+    a.reshape(BLOCKS, 80, 5)[np.setdiff1d(np.arange(BLOCKS), SAMPLED), :, 0] *= 1e4
+    result = polar_tall(da.from_array(a, chunks=(80, 5)))
+    assert (result.method, result.iterations, result.rank) == ("sample, then qr", 3, 4)
+    p, _, qh = np.linalg.svd(a, full_matrices=False)
+    np.testing.assert_allclose(result.unitary.compute(), p[:, :4] @ qh[:4], rtol=0, atol=1e-11)
+
+
 def test_sparse_rows(da):
     """Rows that no other row resembles: a sample has none of them."""
     a = np.zeros((BLOCKS * 80, 5))
