@@ -1,4 +1,4 @@
-"""polar_tall on a cluster whose workers fail: the same result, or one error."""
+"""polar_tall on a cluster of dask.distributed whose workers fail: the same result, or one error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""benchmarks/tall.py: a small run, its peaks and its table."""
+"""benchmarks/tall.py, of dask arrays: a small run, its peaks and its table."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "tall.py"
 pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="the benchmarks are not installed")
-for package in ("distributed", "zarr"):
-    pytest.importorskip(package)
+pytest.importorskip("distributed")
+pytest.importorskip("zarr")
 
 
 @pytest.fixture
