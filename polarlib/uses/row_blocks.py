@@ -21,7 +21,7 @@ SLICE = 1 << 22
 COMFORTABLE = 300
 
 
-class Part(NamedTuple):
+class _Part(NamedTuple):
     """A matrix summed over blocks of rows that were divided by ``2**exponent``."""
 
     exponent: int
@@ -73,38 +73,52 @@ def _exponent(a: np.ndarray, first: int) -> int:
     return exponent if abs(exponent) > COMFORTABLE else 0
 
 
-def gram_of_block(a: np.ndarray, first: int) -> Part:
+class _GramSum:
+    """Sum of the Gram matrices of slices, with buffers that are reused."""
+
+    def __init__(self, rows: int, n: int, dtype: Any) -> None:
+        self.total = np.zeros((n, n), dtype=dtype)
+        self._gram = np.empty_like(self.total)
+        self._conjugate = np.empty((rows if self.total.dtype.kind == "c" else 0, n), dtype=dtype)
+
+    def add(self, rows: np.ndarray) -> None:
+        left = rows  # of itself, so that NumPy calls SYRK
+        if len(self._conjugate):
+            left = np.conjugate(rows, out=self._conjugate[: len(rows)])
+        self.total += np.matmul(left.T, rows, out=self._gram)
+
+
+def gram_of_block(a: np.ndarray, first: int) -> _Part:
     exponent = _exponent(a, first)
-    total = np.zeros((a.shape[1],) * 2, dtype=_wide(a))
-    gram = np.empty_like(total)
+    gram = _GramSum(_step(a), a.shape[1], _wide(a))
     for _, rows in _slices(a, exponent):
-        total += np.matmul(rows.conj().T, rows, out=gram)
-    return Part(exponent, total)
+        gram.add(rows)
+    return _Part(exponent, gram.total)
 
 
-def sum_of_grams(parts: Sequence[Part]) -> Part:
+def sum_of_grams(parts: Sequence[_Part]) -> _Part:
     # The largest exponent is used: smaller parts that underflow are below the rounding of the sum.
     top = max(p.exponent for p in parts)
     total = np.zeros_like(parts[0].matrix)
     for p in parts:
         total += shifted(p.matrix, 2 * (p.exponent - top))
-    return Part(top, total)
+    return _Part(top, total)
 
 
-def triangle_of_block(a: np.ndarray, first: int, every: int = 1) -> Part:
+def triangle_of_block(a: np.ndarray, first: int, every: int = 1) -> _Part:
     """Return R of a QR factorisation of a block, or of one row in `every`."""
     exponent = _exponent(a, first)
     r = np.zeros((0, a.shape[1]), dtype=_wide(a))
     # R of the rows read so far replaces them, so that no block is factorised as a whole.
     for _, rows in _slices(a[::every], exponent):
         r = _triangle(np.concatenate([r, rows]))
-    return Part(exponent, r)
+    return _Part(exponent, r)
 
 
-def triangle_of_triangles(parts: Sequence[Part]) -> Part:
+def triangle_of_triangles(parts: Sequence[_Part]) -> _Part:
     top = max(p.exponent for p in parts)
     stacked = np.concatenate([shifted(p.matrix, p.exponent - top) for p in parts])
-    return Part(top, _triangle(stacked))
+    return _Part(top, _triangle(stacked))
 
 
 def _triangle(a: np.ndarray) -> np.ndarray:
@@ -131,8 +145,7 @@ def second_of_block(
     images: np.ndarray,
 ) -> tuple[np.ndarray, float]:
     """Return ``B^H B`` for B = A `right`, and the sum of squares of ``A probes - B images``."""
-    total = np.zeros((right.shape[1],) * 2, dtype=right.dtype)
-    gram = np.empty_like(total)
+    gram = _GramSum(_step(a), right.shape[1], right.dtype)
     b, left, other = (
         np.empty((_step(a), factor.shape[1]), dtype=right.dtype)
         for factor in (right, probes, images)
@@ -141,13 +154,13 @@ def second_of_block(
     for _, rows in _slices(a, exponent):
         k = len(rows)
         part = np.matmul(rows, right, out=b[:k])
-        total += np.matmul(part.conj().T, part, out=gram)
+        gram.add(part)
         np.matmul(rows, probes, out=left[:k])
         left[:k] -= np.matmul(part, images, out=other[:k])
         squares += float(np.vdot(left[:k], left[:k]).real)
-    if not np.isfinite(total).all():
+    if not np.isfinite(gram.total).all():
         _exponent(a, first)  # which names the rows with NaN or infinity
-    return total, squares
+    return gram.total, squares
 
 
 def sum_of_seconds(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[np.ndarray, float]:
@@ -161,11 +174,11 @@ def unitary_of_block(
     """Return ``(A right) small`` in the dtype of A, with the B of the second pass exactly."""
     u = np.empty_like(a, order="C", dtype=a.dtype)
     b = np.empty((_step(a), right.shape[1]), dtype=right.dtype)
-    same = u.dtype == right.dtype
+    wide = u if u.dtype == right.dtype else np.empty((_step(a), a.shape[1]), dtype=right.dtype)
     for place, rows in _slices(a, exponent):
         part = np.matmul(rows, right, out=b[: len(rows)])
-        if same:
+        if wide is u:
             np.matmul(part, small, out=u[place])
         else:
-            u[place] = part @ small
+            u[place] = np.matmul(part, small, out=wide[: len(rows)])
     return u

@@ -170,11 +170,15 @@ def _from_sample(x: Array, dask: Any) -> _Basis | None:
     every = int(sizes[chosen].sum()) // (SAMPLE * n)
     parts = _each(x, triangle_of_block, every, dask=dask)
     part = _tree([parts[i] for i in chosen], triangle_of_triangles, dask)
-    _, values, adjoint = np.linalg.svd(part.matrix, full_matrices=False)
-    if not values[-1] > n * EPS * values[0]:
-        return None
     rows = int(np.sum(-(-sizes[chosen] // every)))
-    return _Basis(part.exponent, adjoint.conj().T, values * math.sqrt(m / rows))
+    return _full_rank(part.exponent, part.matrix * math.sqrt(m / rows))
+
+
+def _full_rank(exponent: int, k: np.ndarray) -> _Basis | None:
+    """Return the basis from an n x n factor of A; None if singular values are at rounding level."""
+    _, values, adjoint = np.linalg.svd(k)
+    kept = values[-1] > k.shape[1] * EPS * values[0]
+    return _Basis(exponent, adjoint.conj().T, values) if kept else None
 
 
 def _from_gram(x: Array, dask: Any) -> tuple[_Basis, float, float]:
@@ -365,18 +369,20 @@ def polar_tall(
         report(passes, shifted(basis.values, basis.exponent))
         spread = _spread(g)
         if name == "sample":
-            factor = math.sqrt(spread)
-            reason = f"singular values of a sample are right up to a factor of {factor:.2g}"
-        if method != "auto" or spread <= SPREAD:
+            factor = f"{math.sqrt(spread):.2g}"
+            reason = f"a sample of the rows has the singular values up to a factor of {factor}"
+        if method != "auto" or not len(g) or name.endswith("qr"):
             break
-        if spread <= REPAIRABLE and not repaired:
-            _, values, adjoint = np.linalg.svd(_small_factor(basis, g)[0], full_matrices=False)
-            basis, repaired = _Basis(basis.exponent, adjoint.conj().T, values), True
-        elif not name.endswith("qr"):
+        better = None
+        if spread <= REPAIRABLE:
+            better = _full_rank(basis.exponent, _small_factor(basis, g)[0])
+        if better is not None and spread <= SPREAD:
+            break
+        if better is not None and not repaired:
+            basis, repaired = better, True
+        else:
             basis, name = None, f"{name}, then qr"
             reason = f"a factor of condition number {math.sqrt(spread):.1e} from the first pass"
-        else:
-            break
     run = Run(passes, products, True, method=name, note=reason)
     return _finish(x, basis, g, squares, dask, run)
 

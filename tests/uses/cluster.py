@@ -13,7 +13,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from dask.distributed import Client, KilledWorker, LocalCluster, get_worker
+from dask.distributed import Client, KilledWorker, LocalCluster, get_worker, wait
 
 import polarlib
 
@@ -52,33 +52,42 @@ def matrix(name: str, trouble: Any) -> Any:
     return da.map_blocks(block, chunks=chunks, dtype="f8", meta=np.empty((0, 0)), name=name)
 
 
-def check(result: Any) -> None:
+def check(result: Any, method: str = "auto") -> None:
     """Compare with the decomposition of the whole matrix in this process."""
     a = np.concatenate([entries(i) for i in range(BLOCKS)])
     u, h = np.asarray(result.unitary), result.hermitian
-    want, other = polarlib.polar_tall(da.from_array(a, chunks=(ROWS, N)).persist(**ALONE))
-    assert np.abs(h - other).max() < 1e-14
-    assert np.abs(u - want.compute(**ALONE)).max() < 1e-14
+    x = da.from_array(a, chunks=(ROWS, N))
+    with dask.config.set(**ALONE):
+        want, other = polarlib.polar_tall(x, method=method)
+        assert np.abs(u - want.compute()).max() < 1e-14
+    assert np.abs(h - other).max() < 1e-14 * np.abs(other).max()
     assert np.linalg.norm(u.T @ u - np.eye(N)) < 1e-14
     assert np.linalg.norm(a - u @ h) < 1e-14 * np.linalg.norm(a)
 
 
-def killed(client: Client) -> None:
+def killed(client: Client, method: str = "auto") -> None:
     """The worker that has block 8 is killed in the sample, in the pass, and while U is computed."""
+    name = f"killed by {method}"
 
     def trouble(i: int, k: int) -> None:
         if i == 8 and k % 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    result = polarlib.polar_tall(matrix("killed", trouble))
-    assert (result.method, result.iterations) == ("sample", 1)
-    assert counted("killed", 8) == 4  # twice in the sample, twice in the pass
-    check(result)
-    assert counted("killed", 8) == 6
+    result = polarlib.polar_tall(matrix(name, trouble), method=method)
+    assert result.method == {"auto": "sample", "qr": "qr"}[method]
+    assert counted(name, 8) == 4  # twice in the sample or the first pass, twice in the other pass
+    check(result, method)
+    assert counted(name, 8) == 6
+
+
+def killed_in_qr(client: Client) -> None:
+    """The same in two passes over all blocks."""
+    killed(client, "qr")
 
 
 def slow(client: Client) -> None:
     """One of the workers takes 50 times as long."""
+    client.wait_for_workers(2)
     first = min(client.scheduler_info()["workers"])
 
     def trouble(i: int, k: int) -> None:
@@ -109,6 +118,28 @@ def memory(client: Client) -> None:
     assert not pids <= set(client.run(os.getpid).values())
 
 
+def spilled(client: Client) -> None:
+    """More blocks are kept in the memory of the workers than these may keep there."""
+    sizes = ((1 << 15,) * 64, (16,))  # 268 MB, where two workers keep 20 % of 450 MiB
+
+    def block(block_info: Any = None) -> np.ndarray:
+        rng = np.random.default_rng(block_info[None]["chunk-location"][0])
+        return rng.standard_normal((sizes[0][0], 16)) * np.geomspace(1, 1e-8, 16)
+
+    x = da.map_blocks(block, chunks=sizes, dtype="f8", meta=np.empty((0, 0)))
+    kept = client.persist(x)
+    wait(kept)
+    assert any(client.run(lambda dask_worker: len(dask_worker.data.slow)).values())
+    result = polarlib.polar_tall(kept)
+    u = result.unitary
+    off = np.linalg.norm((u.T @ u).compute() - np.eye(16))
+    left = (kept - u @ result.hermitian).std().compute() / kept.std().compute()
+    with dask.config.set(**ALONE):
+        other = polarlib.polar_tall(x)
+    assert np.abs(result.hermitian - other.hermitian).max() < 1e-14 * np.abs(other.hermitian).max()
+    assert max(off, left) < 1e-14
+
+
 def never(client: Client) -> None:
     """A block that no worker survives: one error, with the reason and the remedy."""
 
@@ -124,7 +155,8 @@ def never(client: Client) -> None:
 
 
 if __name__ == "__main__":
-    programs = {f.__name__: f for f in (killed, slow, memory, never)}
+    programs = {f.__name__: f for f in (killed, killed_in_qr, slow, memory, spilled, never)}
+    dask.config.set({"distributed.worker.memory.target": 0.2})
     if sys.argv[1] == "never":
         dask.config.set({"distributed.scheduler.allowed-failures": 1})
     with (

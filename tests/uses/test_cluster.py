@@ -1,4 +1,4 @@
-"""polar_tall on a cluster whose workers fail: the same result, or one error."""
+"""polar_tall on a cluster of dask.distributed whose workers fail: the same result, or one error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ pytest.importorskip("distributed")
 
 
 @pytest.mark.parametrize(
-    "name", ["killed,slow", "never", pytest.param("memory", marks=pytest.mark.slow)]
+    "name",
+    ["killed,slow", "never", pytest.param("killed_in_qr,memory,spilled", marks=pytest.mark.slow)],
 )
 def test_a_cluster_that_fails(tmp_path, name):
     program = Path(__file__).with_name("cluster.py")

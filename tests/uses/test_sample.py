@@ -1,4 +1,4 @@
-"""polar_tall with a basis from a sample of the rows."""
+"""polar_tall of Dask arrays with a basis from a sample of the rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from polarlib.result import ConvergenceWarning
 from polarlib.uses import row_blocks, tall
 from polarlib.uses.tall import polar_tall
 
-BLOCKS, ROWS = 64, 20
-SAMPLED = np.arange(8, 64, 16)  # of 64 blocks with 80 rows that have 5 columns or fewer
+pytest.importorskip("dask")
+
+BLOCKS = 64
+SAMPLED = np.arange(8, 64, 16)  # of BLOCKS blocks with 16 n rows each
 
 
 @pytest.fixture
@@ -86,6 +88,16 @@ def test_a_sample_unlike_the_others(da, factor, name, passes, products):
     p, s, qh = np.linalg.svd(a, full_matrices=False)
     assert np.linalg.norm(h - (qh.T * s) @ qh) < 1e-14 * s[0]
     np.testing.assert_allclose(u, p @ qh, rtol=0, atol=1e-12)
+
+
+def test_rank_of_the_whole(da):
+    """The sample has full rank; the whole has a condition number beyond double precision."""
+    a = np.random.default_rng(0).standard_normal((BLOCKS * 80, 5)) * [1.0, 1.0, 1.0, 1.0, 1e-13]
+    a.reshape(BLOCKS, 80, 5)[np.setdiff1d(np.arange(BLOCKS), SAMPLED), :, 0] *= 1e4
+    result = polar_tall(da.from_array(a, chunks=(80, 5)))
+    assert (result.method, result.iterations, result.rank) == ("sample, then qr", 3, 4)
+    p, _, qh = np.linalg.svd(a, full_matrices=False)
+    np.testing.assert_allclose(result.unitary.compute(), p[:, :4] @ qh[:4], rtol=0, atol=1e-11)
 
 
 def test_sparse_rows(da):
