@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -155,6 +156,8 @@ def never(client: Client) -> None:
 
 
 if __name__ == "__main__":
+    # Also if the test that has started this program is gone; its workers end with it.
+    faulthandler.dump_traceback_later(140, exit=True)
     programs = {f.__name__: f for f in (killed, killed_in_qr, slow, memory, spilled, never)}
     dask.config.set({"distributed.worker.memory.target": 0.2})
     if sys.argv[1] == "never":
