@@ -235,8 +235,9 @@ OTHERS = """
     assert (r.method, r.iterations, r.status.name) == ("gram", 3, "CONVERGED")
     shaped(r.unitary, x, "auto")
     assert r.hermitian.sharding.is_fully_replicated
-    close(r.unitary.T @ r.unitary, np.eye(8))
-    close(r.unitary @ r.hermitian, graded)
+    u, h = np.asarray(r.unitary), np.asarray(r.hermitian)
+    close(u.T @ u, np.eye(8))
+    close(u @ h, graded)
     part = np.concatenate([tall[:, :7], 0 * tall[:, :1]], axis=1)
     r = polarlib.polar(put(part, mesh, "c", "r"), completion=False)
     assert (r.rank, r.status.name) == (7, "CONVERGED")
