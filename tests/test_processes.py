@@ -59,6 +59,7 @@ INTERNAL = {
     *("MatrixModel", "NotPositiveError"),  # of certificates
     "View",  # of a drawing
     "Bar",  # of progress in a terminal
+    *("JaxMesh", "Messages", "Piece", "Rows", "TorchMesh"),  # of matrices on a mesh
     *("ContainedMatrix", "FileMatrix", "Outcome", "ZarrTarget"),  # of polarlib polar --memory
     *("Constraints", "CostModel", "MachineCosts", "Prices", "Search"),  # of searches of design
     *("Entered", "Later", "Options"),  # what a call hands from stage to stage

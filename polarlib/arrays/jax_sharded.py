@@ -124,10 +124,10 @@ def layout_of(
     return Layout(given, laid, longer, received)
 
 
-def longer_side(shape: Sequence[int], blocks: int, parts: int = 0) -> int:
-    """Return the axis along which blocks of rows are sharded; 0 parts if the number is unknown."""
+def longer_side(shape: Sequence[int], blocks: int, parts: int) -> int:
+    """Return the axis along which blocks of rows are sharded, into at most as many parts."""
     tall = shape[-2] >= blocks * shape[-1]
-    return -2 if tall or (blocks > 1 and parts and blocks % parts == 0) else -1
+    return -2 if tall or (blocks > 1 and blocks % parts == 0) else -1
 
 
 def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: int) -> Any:
@@ -148,7 +148,8 @@ def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: i
     if sharding is None and mesh.size == 1:
         return f(x, *beside)
     if sharding is None:
-        return _constrained(f, x, beside, mesh, longer_side(x.shape, blocks))
+        # Rows may be sharded over all of the mesh.
+        return _constrained(f, x, beside, mesh, longer_side(x.shape, blocks, mesh.size))
     layout = layout_of(x.shape, sharding.spec, sharding.mesh.shape, blocks)
     if layout.received and x.shape[-2] != x.shape[-1]:
         size = x.size * x.dtype.itemsize * layout.received / 1e6

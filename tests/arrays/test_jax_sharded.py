@@ -201,7 +201,9 @@ OTHERS = """
         both(ortho, put(a, mesh, *spec), ortho(a), (shape, spec), tol=1e-9)
     for heads, a, spec, alone in (4, tall, ("r",), True), (2, tall, (("r", "c"),), False), (
         8, tall, (None, "r"), False
-    ), (2, tall.reshape(16, 32), ("r",), False):
+    ), (2, tall.reshape(16, 32), ("r",), False), (
+        8, rng.standard_normal((64, 16)), (("r", "c"),), True
+    ):
         x, f = put(a, mesh, *spec), lambda x: ortho(x, heads=heads)
         both(f, x, f(a), (heads, spec))
         assert not alone or collectives(f, x, 8) == {}
