@@ -3,7 +3,7 @@ A matrix larger than memory
 ===========================
 
 ``polar_tall`` decomposes a Dask array of 400,000 × 32 numbers (102 MB), whose blocks are made on
-the fly, with 6 MB of memory. With 25,000 rows it uses 5 MB.
+the fly, with 5 MB of memory. With 25,000 rows it uses 4 MB.
 """
 
 import tracemalloc
@@ -47,9 +47,11 @@ def peak(function):
 
 
 # %%
-# One block after the other, so that the storage is that of one worker.
+# One block after the other, so that the storage is that of one worker. The first call imports
+# modules, which would be counted too.
 sizes = np.array([25_000, 100_000, 400_000])
 with dask.config.set(scheduler="synchronous"):
+    polarlib.polar_tall(tall(sizes[0]))
     blocks = [peak(lambda m=m: polarlib.polar_tall(tall(m))) for m in sizes]
     in_memory = [peak(lambda m=m: polarlib.polar(tall(m).compute()))[1] for m in sizes[:2]]
 results, blockwise = zip(*blocks, strict=True)
@@ -72,5 +74,5 @@ u = results[-1].unitary[:5].compute()
 assert np.allclose(u @ results[-1].hermitian, block({None: {"chunk-location": (0, 0)}})[:5])
 assert results[-1].orthogonality < 1e-14
 print("in blocks:", ", ".join(f"{used:.1f} MB" for used in blockwise))
-assert max(blockwise) < 7
+assert 4 < max(blockwise) < 5.5
 assert max(blockwise) < 1.3 * min(blockwise)
