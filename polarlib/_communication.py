@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from polarlib._schedules.products import product_counts
+from polarlib._schedules.products import operations, product_counts
 from polarlib.arrays.checks import (
     MOST_ROWS,
     MOST_STEPS,
@@ -68,7 +68,7 @@ class _Case(NamedTuple):
         """Operations for an m x n matrix whose longer side is sharded."""
         n, m = sorted((m, n))
         large, small = self.counts(m, n)
-        return 2 * (large * m * n * n / devices + small * n**3)
+        return operations(large / devices, small, m, n)
 
     def sums(self) -> int:
         """Number of Gram matrices of the whole matrix: one of two products with the matrix."""

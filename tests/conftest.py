@@ -22,8 +22,8 @@ from threadpoolctl import threadpool_limits
 from polarlib import testing
 from polarlib.arrays.ops import served
 
-# Scripts for type checkers, which make wrong calls where they are imported.
-collect_ignore_glob = ["typing/*"]
+# Scripts for type checkers, which make wrong calls where they are imported, and programs.
+collect_ignore_glob = ["typing/*", "uses/cluster.py"]
 # "numpy-readonly" hands out arrays that cannot be written: a method that tries raises.
 ALWAYS = ("numpy", "numpy-readonly", "array_api_strict")
 # CuPy is replaced by a mock.

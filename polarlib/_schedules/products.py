@@ -72,6 +72,24 @@ def product_counts(
     return _counts_of_polynomials(tuple(map(len, steps)), form, tuple(restarts))
 
 
+def operations(large: float, small: float, m: float, n: float) -> float:
+    """Count the floating-point operations of products, 2 m k n for an m x k and a k x n matrix.
+
+    Parameters
+    ----------
+    large, small : float
+        Numbers of products with the m x n matrix, and among matrices of its smaller dimension.
+    m, n : float
+
+    Examples
+    --------
+    >>> operations(10, 5, 16, 64)
+    368640
+    """
+    n, m = sorted((m, n))
+    return 2 * (large * m * n * n + small * n**3)
+
+
 # Cached, since every call of orthogonalize needs it, for the same few schedules.
 @functools.lru_cache(maxsize=256)
 def _counts_of_polynomials(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from polarlib._schedules.products import product_counts
+from polarlib._schedules import products
 from polarlib.arrays.formats import format_of
 from polarlib.orthogonalization.coefficients import How
 from polarlib.orthogonalization.heads import block_shape
@@ -161,10 +161,10 @@ def operations(
     if isinstance(how, Options):
         precision = precision if how.precision is None else format_of(how.precision).name
         chosen = how.resolved_for((m, n), precision, warns=False)
-        large, small = product_counts(
+        large, small = products.product_counts(
             chosen["schedule"].steps, form=chosen["form"], restarts=chosen["restarts"]
         )
     else:
         steps, k = coefficients
-        large, small = product_counts(((0.0,) * k,) * steps)
-    return 2 * math.prod(batch) * (large * m * n * n + small * n**3)
+        large, small = products.product_counts(((0.0,) * k,) * steps)
+    return int(math.prod(batch) * products.operations(large, small, m, n))
