@@ -303,7 +303,7 @@ def parts(data: dict[str, Any]) -> dict[str, str]:
 {agree} of {len(data["counted"])} programs agree with the prediction in both numbers exactly:
 JAX {data["versions"]["jax"]} on 2, 4 and 8 simulated devices,
 torch {data["versions"]["torch"]} in 2 and 4 processes. Matrices of 64 x 16 in the table,
-P = {PERIOD}, α = {FRACTION:g}, r = n/4. Collectives of single numbers, {numbers[0]:g} to
+P = {PERIOD}, α = {FRACTION:g}, r = n/4. Collectives of a few numbers, {numbers[0]:g} to
 {numbers[-1]:g} for each call of `rows`, are not in the table; each costs a latency."""
     return {
         "crossings": crossing_table(data),

@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 
 Array = Any
 PERIOD, FRACTION = 4, 0.25
-FEW = 2  # numbers that are not a matrix: a norm, a maximum and whether entries are finite
+# Numbers that are not a matrix: a norm, a maximum, whether entries are finite, sizes to compare.
+FEW = 11
 LIMIT = 240  # seconds until a process that waits for the others is ended
 
 
