@@ -30,8 +30,9 @@ from typing import Any, NamedTuple
 
 Array = Any
 PERIOD, FRACTION = 4, 0.25
-# Numbers that are not a matrix: a norm, a maximum, whether entries are finite, sizes to compare.
-FEW = 11
+# Numbers that are not a matrix: a norm, a maximum and whether entries are finite, for each matrix;
+# or one vector, of a maximum and sizes that processes compare.
+FEW, FEW_OF_VECTOR = 2, 11
 LIMIT = 240  # seconds until a process that waits for the others is ended
 
 
@@ -96,14 +97,19 @@ OPERATION = re.compile(
 )
 
 
+def is_few(shape: Sequence[int]) -> bool:
+    """Return whether an array has numbers that are not a matrix."""
+    return math.prod(shape[-2:]) <= (FEW_OF_VECTOR if len(shape) == 1 else FEW)
+
+
 def size_of(text: str) -> tuple[int, bool]:
-    """Return the bytes of the arrays in a type of HLO, and whether all are (..., 1, 1)."""
+    """Return the bytes of the arrays in a type of HLO, and whether all are a few numbers."""
     total, numbers = 0, True
     for kind, dims in SHAPE.findall(text):
         shape = [int(d) for d in dims.split(",") if d]
         found = BITS.match(kind)
         total += math.prod(shape) * (int(found[1]) // 8 if found else 1)
-        numbers = numbers and math.prod(shape[-2:]) <= FEW
+        numbers = numbers and is_few(shape)
     return total, numbers
 
 
@@ -317,7 +323,7 @@ def calls_of_torch(f: Callable[..., Any], arrays: Sequence[Array], devices: int)
                 x = args[1] if name.endswith("_base_") else args[0]
                 x = x[0] if isinstance(x, list | tuple) else x
                 size, kind = x.numel() * x.element_size(), NAMES[name]
-                numbers = math.prod(x.shape[-2:]) <= FEW
+                numbers = is_few(x.shape)
                 given = {"all-gather": size * devices, "reduce-scatter": size // devices}
                 calls.append(Call(kind, size, given.get(kind, size), numbers))
             return func(*args, **(kwargs or {}))
