@@ -22,8 +22,9 @@ from threadpoolctl import threadpool_limits
 from polarlib import testing
 from polarlib.arrays.ops import served
 
-# Scripts for type checkers, which make wrong calls where they are imported, and programs.
-collect_ignore_glob = ["typing/*", "uses/cluster.py"]
+# Scripts for type checkers, which make wrong calls where they are imported; modules that need
+# optional libraries, which other tests import or run.
+collect_ignore_glob = ["typing/*", "torch_processes.py", "uses/cluster.py"]
 # "numpy-readonly" hands out arrays that cannot be written: a method that tries raises.
 ALWAYS = ("numpy", "numpy-readonly", "array_api_strict")
 # CuPy is replaced by a mock.

@@ -1,25 +1,14 @@
-"""torch DTensors on four processes, gloo on CPUs.
-
-The processes run every case in the same order, and say after each whether it held. One that hangs
-is ended by an alarm, and the others by the connection that closes then.
-"""
+"""torch DTensors on four processes, gloo on CPUs."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import itertools
-import json
 import math
-import os
 import re
-import signal
-import subprocess
 import sys
-import tempfile
-import traceback
 import warnings
-from pathlib import Path
 
 import pytest
 
@@ -40,32 +29,16 @@ from torch.distributed.tensor import (  # noqa: E402
 from torch.distributed.tensor.debug import CommDebugMode  # noqa: E402
 from torch.distributed.tensor.placement_types import _StridedShard  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch_processes import PROCESSES, Cases, alike  # noqa: E402
 
 import polarlib  # noqa: E402
 from polarlib import derivatives, norms, updates  # noqa: E402
 from polarlib.arrays.ops import ops_of  # noqa: E402
 from polarlib.norms import low_rank  # noqa: E402
 
-PROCESSES = 4
-# Seconds after which a case has hung, and all of them.
-CASE, ALL = 60, 280
 # Numbers of the first sum on CPUs: the largest entry, and the sizes of the matrices.
 SIZES = 11
 WHOLE, ROWS, COLUMNS = Replicate(), Shard(0), Shard(1)
-CASES = {}
-
-
-def case(*, slow=False):
-    """Register what every process runs."""
-
-    def register(f):
-        CASES[f.__name__] = f, slow
-        return f
-
-    return register
-
-
-# -- what the cases share ----------------------------------------------------------------------
 
 
 class Meshes:
@@ -77,6 +50,14 @@ class Meshes:
 
 
 mesh = None  # made in each process
+
+
+def begin():
+    global mesh
+    mesh = Meshes()
+
+
+case = Cases(begin, (60, 280), (240, 1680))
 
 
 def layouts():
@@ -129,22 +110,6 @@ def warned(expected):
     texts = [str(w.message) for w in caught]
     assert bool(texts) == expected, texts
     assert all(re.search(r"gathers [\d.e-]+ MB per device", text) for text in texts), texts
-
-
-def alike(f, kind, *words):
-    """Every process must raise the same error, of one sentence."""
-    try:
-        f()
-        text = None
-    except kind as error:
-        text = str(error)
-    texts = [None] * PROCESSES
-    dist.all_gather_object(texts, text)
-    assert len(set(texts)) == 1, texts
-    assert text is not None, "nothing was raised"
-    assert all(word in text for word in words), text
-    assert "aten" not in text, text
-    assert "\n" not in text, text
 
 
 class Sent(TorchDispatchMode):
@@ -800,61 +765,13 @@ def zz_groups_that_are_gone():
 # -- processes ---------------------------------------------------------------------------------
 
 
-def work(rank, folder, slow):
-    """Run the cases as one of the processes, and write down what came of each."""
-    global mesh
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", rank=rank, world_size=PROCESSES, init_method=(folder / "store").as_uri()
-    )
-    mesh = Meshes()
-    with open(folder / f"{rank}.txt", "w", buffering=1, encoding="utf-8") as file:
-        for name in sorted(CASES, key=lambda n: n.startswith("zz")):
-            f, is_slow = CASES[name]
-            if is_slow != slow and not name.startswith("zz"):
-                continue
-            if hasattr(signal, "alarm"):
-                signal.alarm(4 * CASE if slow else CASE)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error")
-                    f()
-                trouble = ""
-            except Exception:
-                trouble = traceback.format_exc()
-            file.write(json.dumps([name, trouble]) + "\n")
-            if trouble:
-                break  # the others may wait for this process
-    os._exit(0)  # gloo's threads may abort a process that ends by itself
-
-
-def run(slow):
-    """Start the processes, and return what they wrote, by process and case."""
-    with tempfile.TemporaryDirectory() as name:
-        program = [sys.executable, __file__, name, str(int(slow))]
-        subprocess.run(program, timeout=ALL if not slow else 6 * ALL, check=False)
-        texts = [Path(name, f"{rank}.txt").read_text("utf-8") for rank in range(PROCESSES)]
-    return [dict(map(json.loads, text.splitlines())) for text in texts]
-
-
-def check(slow):
-    expected = {name for name, (_, is_slow) in CASES.items() if is_slow == slow or "zz" in name}
-    results = run(slow)
-    for rank, found in enumerate(results):
-        for name, trouble in found.items():
-            assert not trouble, f"{name} on process {rank}:\n{trouble}"
-    for rank, found in enumerate(results):
-        missing = expected - set(found)
-        assert not missing, f"process {rank} hung, or was ended, before it finished {missing}"
-
-
 def test_four_processes():
-    check(slow=False)
+    case.check(__file__, slow=False)
 
 
 @pytest.mark.slow
 def test_four_processes_slow():
-    check(slow=True)
+    case.check(__file__, slow=True)
 
 
 def test_plain_tensors_need_no_torch_distributed(monkeypatch):
@@ -865,20 +782,5 @@ def test_plain_tensors_need_no_torch_distributed(monkeypatch):
     assert polarlib.polar(torch.eye(3)).converged
 
 
-def main(folder, slow):
-    """Fork, so that torch is imported once, where there is fork."""
-    import multiprocessing
-
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    everyone = [
-        context.Process(target=work, args=(rank, folder, slow)) for rank in range(PROCESSES)
-    ]
-    for process in everyone:
-        process.start()
-    for process in everyone:
-        process.join()
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] == "1")
+    case.main()

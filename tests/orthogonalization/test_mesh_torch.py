@@ -1,20 +1,8 @@
-"""orthogonalize_all(mesh=) on four processes of torch, gloo on CPUs.
-
-The processes run every case in the same order, and write after each whether it held. One that hangs
-is ended by an alarm, and the others by the connection that closes then.
-"""
+"""orthogonalize_all(mesh=) on four processes of torch, gloo on CPUs."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import traceback
 import warnings
-from pathlib import Path
 
 import pytest
 
@@ -34,29 +22,16 @@ from torch.distributed.tensor import (  # noqa: E402
 )
 from torch.distributed.tensor.placement_types import _StridedShard  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch_processes import PROCESSES, Cases, alike  # noqa: E402
 
 import polarlib  # noqa: E402
 from polarlib import orthogonalize_all  # noqa: E402
 from polarlib.orthogonalization import owners  # noqa: E402
 
-PROCESSES = 4
-# Seconds after which a case has hung, and all of them.
-CASE, ALL = 60, 200
 WHOLE, ROWS, COLUMNS = Replicate(), Shard(0), Shard(1)
-CASES = {}
 HOW = {"schedule": "jordan", "steps": 2}
 # Uneven and empty shards, a stack, a matrix without entries.
 SHAPES = (16, 8), (8, 16), (16, 8), (33, 8), (6, 8, 4), (2, 5), (0, 3)
-
-
-def case(*, slow=False):
-    """Register what every process runs."""
-
-    def register(f):
-        CASES[f.__name__] = f, slow
-        return f
-
-    return register
 
 
 class Meshes:
@@ -70,6 +45,14 @@ class Meshes:
 
 
 mesh = None  # made in each process
+
+
+def begin():
+    global mesh
+    mesh = Meshes()
+
+
+case = Cases(begin, (60, 200))
 
 
 def matrices(shapes=SHAPES, dtype=torch.float64):
@@ -106,20 +89,6 @@ def close(found, wanted, atol=1e-12):
     for q, want in zip(found, wanted, strict=True):
         q = q.full_tensor() if isinstance(q, DTensor) else q
         torch.testing.assert_close(q, want, rtol=0, atol=atol, check_stride=False)
-
-
-def alike(f, kind, *words):
-    """Every process must raise the same error, of one sentence."""
-    try:
-        f()
-        text = "nothing was raised"
-    except kind as error:
-        text = f"{type(error).__name__}: {error}"
-    texts = [None] * PROCESSES
-    dist.all_gather_object(texts, text)
-    assert len(set(texts)) == 1, texts
-    assert all(word in text for word in words), text
-    assert "\n" not in text, text
 
 
 class Sent(TorchDispatchMode):
@@ -440,72 +409,14 @@ def zz_members_only():
 # -- processes -------------------------------------------------------------------------------------
 
 
-def work(rank, folder, slow):
-    """Run the cases as one of the processes, and write down what came of each."""
-    global mesh
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", rank=rank, world_size=PROCESSES, init_method=(folder / "store").as_uri()
-    )
-    mesh = Meshes()
-    with open(folder / f"{rank}.txt", "w", buffering=1, encoding="utf-8") as file:
-        for name in sorted(CASES, key=lambda n: n.startswith("zz")):
-            f, is_slow = CASES[name]
-            if is_slow != slow and not name.startswith("zz"):
-                continue
-            if hasattr(signal, "alarm"):
-                signal.alarm(CASE)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error")
-                    f()
-                trouble = ""
-            except BaseException:
-                trouble = traceback.format_exc()
-            file.write(json.dumps([name, trouble]) + "\n")
-            if trouble:
-                break  # the others may wait for this process
-    os._exit(0)  # gloo's threads may abort a process that ends by itself
-
-
-def check(slow):
-    expected = {name for name, (_, is_slow) in CASES.items() if is_slow == slow or "zz" in name}
-    with tempfile.TemporaryDirectory() as folder:
-        program = [sys.executable, __file__, folder, str(int(slow))]
-        subprocess.run(program, timeout=ALL, check=False)
-        texts = [Path(folder, f"{rank}.txt").read_text("utf-8") for rank in range(PROCESSES)]
-    results = [dict(map(json.loads, text.splitlines())) for text in texts]
-    for rank, found in enumerate(results):
-        for name, trouble in found.items():
-            assert not trouble, f"{name} on process {rank}:\n{trouble}"
-    for rank, found in enumerate(results):
-        missing = expected - set(found)
-        assert not missing, f"process {rank} hung, or was ended, before it finished {missing}"
-
-
 def test_four_processes():
-    check(slow=False)
+    case.check(__file__, slow=False)
 
 
 @pytest.mark.slow
 def test_four_processes_slow():
-    check(slow=True)
-
-
-def main(folder, slow):
-    """Fork, so that torch is imported once, where there is fork."""
-    import multiprocessing
-
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    everyone = [
-        context.Process(target=work, args=(rank, folder, slow)) for rank in range(PROCESSES)
-    ]
-    for process in everyone:
-        process.start()
-    for process in everyone:
-        process.join()
+    case.check(__file__, slow=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] == "1")
+    case.main()
