@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from polarlib.arrays.jax_sharded import explicit_sharding
+from polarlib.arrays.jax_sharded import explicit_sharding, known_sharding
 from polarlib.arrays.library import import_library
 
 Array = Any
@@ -102,12 +102,12 @@ class JaxMesh:
         """
         jax = import_library("jax")
         given = (*arrays, *([] if c is None else [c]))
-        known = [_concrete(x) for x in given]
+        places = [_place(x) for x in given]
         # Arrays on one device are computed outside of a mesh of the context, which under jax.grad
         # cannot be left.
         inside = not jax.sharding.get_abstract_mesh().empty
         traced = any(isinstance(x, jax.core.Tracer) for x in given)
-        if all(x is not None for x in known) and not (inside and traced):
+        if None not in places and not (inside and traced):
             if self.mesh.is_multi_process:
                 raise ValueError(
                     f"mesh has devices of several processes, {dict(self.mesh.shape)}, between "
@@ -115,13 +115,13 @@ class JaxMesh:
                 )
             nowhere = jax.sharding.Mesh(np.empty((), dtype=object), ())
             with jax.set_mesh(nowhere) if inside else contextlib.nullcontext():
-                return self._moved(arrays, known, rounds, run, c)
+                return self._moved(arrays, places, rounds, run, c)
         return self._branched(arrays, rounds, run, c)
 
     def _moved(
         self,
         arrays: Sequence[Array],
-        known: Sequence[Array],
+        places: Sequence[Any],
         rounds: Sequence[Sequence[Any]],
         run: Callable[..., list[Array]],
         c: Array,
@@ -138,8 +138,8 @@ class JaxMesh:
                 here = None if c is None else put(c, place)
                 results = run(given, here, [p.array for p in own])
                 for p, u in zip(own, results, strict=True):
-                    parts[p.array][p.low] = put(u, known[p.array].sharding)
-        return [put(_joined(p), x.sharding) for p, x in zip(parts, known, strict=False)]
+                    parts[p.array][p.low] = put(u, places[p.array])
+        return [put(_joined(p), place) for p, place in zip(parts, places, strict=False)]
 
     def _branched(
         self,
@@ -241,23 +241,20 @@ def _alike(u: Array, x: Array) -> Array:
         return shard_alike(u, x)[0]
 
 
-def _concrete(x: Array) -> Array:
-    """Return an array whose device is known, also from under `jax.grad`, or None."""
-    jax = import_library("jax")
-    if not isinstance(x, jax.core.Tracer):
-        return x
-    # Explicit axes are part of the type, which moves must not change.
-    return x.to_concrete_value() if explicit_sharding(x) is None else None
+def _place(x: Array) -> Any:
+    """Return the sharding of an array that can be moved, also from under `jax.grad`, or None."""
+    # Explicit axes are part of the type of a tracer, which moves must not change.
+    traced = isinstance(x, import_library("jax").core.Tracer)
+    return None if traced and explicit_sharding(x) is not None else known_sharding(x)
 
 
 def _spec(x: Array) -> tuple[Any, ...]:
     """Return the mesh axes along which each axis is sharded, as far as it is known."""
-    known = _concrete(x)
-    sharding = explicit_sharding(x) if known is None else known.sharding
-    spec: list[Any] = list(getattr(sharding, "spec", ()))
-    if known is not None and not spec and not sharding.is_fully_replicated:
+    sharding = known_sharding(x)
+    spec = getattr(sharding, "spec", None)
+    if sharding is not None and spec is None and not sharding.is_fully_replicated:
         spec = [True] * x.ndim  # a sharding of another kind
-    return (*spec, *[None] * (int(x.ndim) - len(spec)))
+    return (*(spec or ()), *[None] * (int(x.ndim) - len(spec or ())))
 
 
 def _piece(arrays: Any, p: Any) -> Array:
