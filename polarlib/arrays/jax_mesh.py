@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from polarlib.arrays.jax_sharded import explicit_sharding, known_sharding
+from polarlib.arrays.jax_sharded import alike, explicit_sharding, known_sharding
 from polarlib.arrays.library import import_library
 
 Array = Any
@@ -168,7 +167,7 @@ class JaxMesh:
         # Within a map, since XLA might shard the pieces of a concatenation.
         joined = on_each(lambda parts: list(map(_joined, parts)))(parts) if parts else []
         return [
-            _alike(u, x) if place is None else jax.sharding.reshard(u, place)
+            alike(u, x) if place is None else jax.sharding.reshard(u, place)
             for u, x, place in zip(joined, arrays, given, strict=True)
         ]
 
@@ -223,22 +222,6 @@ class JaxMesh:
             results.append(xp.reshape(rows[dtypes[p]][p.owner, start[at] : end], shapes[p]))
             start[at] = end
         return results
-
-
-# Numbers for operations that JAX must not take for equal.
-_numbers = itertools.count()
-
-
-def _alike(u: Array, x: Array) -> Array:
-    """Return `u` in the sharding that XLA gives to `x`.
-
-    JAX 0.10 lowers equal operations once: without different metadata all arrays of one shape would
-    have one sharding.
-    """
-    shard_alike = import_library("jax.experimental.shard_alike").shard_alike
-    metadata = import_library("jax.experimental.xla_metadata").set_xla_metadata
-    with metadata(polarlib_group=next(_numbers)):
-        return shard_alike(u, x)[0]
 
 
 def _place(x: Array) -> Any:

@@ -209,24 +209,29 @@ def each(
     return dataclasses.replace(others, unitary=of_unitary(factors.unitary))
 
 
+def alike(y: Array, x: Array) -> Array:
+    """Return `y`, or NaN where `x` is NaN, led to the sharding that XLA gives to `x`.
+
+    XLA shards the operands and the result of a function of entries alike, and cannot remove this
+    one. `shard_alike` of JAX 0.10 is lowered once for all arrays of one shape.
+    """
+    jax = import_library("jax")
+    hidden = jax.lax.stop_gradient(x)
+    return jax.numpy.where(jax.numpy.isnan(hidden), hidden, y)
+
+
 def _constrained(f: Runs, x: Array, beside: Sequence[Array], mesh: Any, longer: int) -> Any:
     """Run a function on a mesh with automatic axes under jit, where the sharding is unknown."""
     jax = import_library("jax")
-    numpy, constrain = jax.numpy, jax.lax.with_sharding_constraint
+    constrain = jax.lax.with_sharding_constraint
     free = jax.sharding.PartitionSpec.UNCONSTRAINED
     spec = [free] * x.ndim
     spec[-3 - longer] = None
-    hidden = jax.lax.stop_gradient(x)
-
-    def alike(y: Array) -> Array:
-        # XLA shards the operands and the result of a function of entries alike. It cannot remove
-        # this one, which is y for finite x.
-        return numpy.where(numpy.isnan(hidden), hidden, y)
 
     def whole(y: Array) -> Array:
         square = y.ndim == x.ndim and y.shape[-1] == y.shape[-2] == x.shape[-3 - longer]
         return constrain(y, _placed(mesh, (*[free] * (y.ndim - 2), None, None))) if square else y
 
     like = _placed(mesh, spec)
-    result = f(constrain(alike(x), like), *beside)
-    return each(result, lambda u: alike(constrain(u, like)), whole)
+    result = f(constrain(alike(x, x), like), *beside)
+    return each(result, lambda u: alike(constrain(u, like), x), whole)
