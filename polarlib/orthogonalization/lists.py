@@ -11,7 +11,6 @@ from typing import Any
 from polarlib.arrays import torch_operator
 from polarlib.arrays.checks import flag, shown
 from polarlib.arrays.entry import ArrayT, as_matrix, is_array
-from polarlib.arrays.jax_mesh import JaxMesh
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import (
     held_back,
@@ -20,7 +19,6 @@ from polarlib.arrays.settings import (
     on_its_device,
     traced_by_dynamo,
 )
-from polarlib.arrays.torch_mesh import TorchMesh
 from polarlib.arrays.torch_sharded import laid_as, placements, with_whole
 from polarlib.orthogonalization import coefficients, matrices, owners
 from polarlib.orthogonalization.heads import block_shape
@@ -276,6 +274,10 @@ def _joined(group: list[Array], counts: list[int], ops: Ops) -> Array:
 
 def _mesh(mesh: Any) -> Any:
     """Return the devices of a mesh of an array library."""
+    # Imported here, since calls without a mesh would wait for them.
+    from polarlib.arrays.jax_mesh import JaxMesh
+    from polarlib.arrays.torch_mesh import TorchMesh
+
     kinds: tuple[Any, ...] = (JaxMesh, TorchMesh)
     for kind in kinds:
         if kind.takes(mesh):
