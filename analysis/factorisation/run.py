@@ -19,6 +19,9 @@ from polarlib import norms, plot, testing
 
 KAPPAS = (1.0, 1e1, 1e2, 1e3, 1e4, 1e6)
 TARGET = 1e-6  # of ||X X^T - M||_F / ||M||_F
+# Of every mode. For kappa = 1e4 rounding leaves relative errors of 1e-9 to 2e-6, by processor and
+# seed; down to 1e-4 the counts are the same everywhere.
+RELATIVE_TARGET = 1e-4
 ALPHA = 1e-3  # size of the start
 RANK = 8
 RATES = (0.5, 0.9)  # of gradient descent; it diverges above 1
@@ -142,9 +145,9 @@ def muon(out: Output, quick: bool) -> list[int | None]:
 
 
 def relative_done(p: Problem, x: np.ndarray) -> bool:
-    """Return whether every mode has a relative error of at most the target."""
+    """Return whether every mode has a relative error of at most `RELATIVE_TARGET`."""
     root = np.sqrt(p.lam)
-    return bool((np.abs(np.abs(p.modes(x)) - root) <= TARGET * root).all())
+    return bool((np.abs(np.abs(p.modes(x)) - root) <= RELATIVE_TARGET * root).all())
 
 
 def relative(out: Output, quick: bool) -> None:
