@@ -3,8 +3,9 @@
 A *piece* is a slab ``low:high`` of the first axis of an array, with its owner
 (`polarlib.orthogonalization.owners`). Eagerly, pieces are moved to their owners' devices and
 results back; JAX dispatches asynchronously, so that devices compute at the same time. Under
-`jax.jit` and `jax.vmap` the arrays of a round are replicated, each device branches to its pieces,
-and an all-gather returns the results.
+`jax.jit` and `jax.vmap` the shards of arrays with explicit axes are sent to the owners, and those
+of the results back, by all-to-alls; other arrays are replicated, and an all-gather returns the
+results. Each device branches to its pieces.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -147,81 +148,184 @@ class JaxMesh:
         run: Callable[..., list[Array]],
         c: Array,
     ) -> list[Array]:
-        """Return results from one program, which replicates the arrays of a round at a time."""
+        """Return results from one program, with the collectives of `_round` in each round."""
         jax = import_library("jax")
-        everywhere = jax.sharding.PartitionSpec()
-        whole = jax.sharding.NamedSharding(self.mesh, everywhere)
-        specs = {"in_specs": everywhere, "out_specs": everywhere}
-        on_each = functools.partial(jax.shard_map, mesh=self.mesh, check_vma=False, **specs)
-        given = [explicit_sharding(x) for x in arrays]
+        sharding, given = jax.sharding, [explicit_sharding(x) for x in arrays]
+        specs = [self._spread(x) for x in arrays]
+        on_each = functools.partial(jax.shard_map, mesh=self.mesh, check_vma=False)
         parts: list[dict[int, Array]] = [{} for _ in arrays]
         for pieces in rounds:
-            numbers = sorted({p.array for p in pieces})
-            inputs = {
-                i: arrays[i] if given[i] is None else jax.sharding.reshard(arrays[i], whole)
-                for i in numbers
+            inputs = {}
+            for i in sorted({p.array for p in pieces}):
+                to = sharding.NamedSharding(self.mesh, specs[i])
+                inputs[i] = arrays[i] if given[i] is None else sharding.reshard(arrays[i], to)
+            cuts = {
+                p: _Cut.of(self.mesh, specs[p.array], (p.high - p.low, *arrays[p.array].shape[1:]))
+                for p in pieces
             }
-            found = on_each(functools.partial(self._round, pieces, run))(inputs, c)
+            found = on_each(
+                functools.partial(self._round, cuts, run),
+                in_specs=({i: specs[i] for i in inputs}, sharding.PartitionSpec()),
+                out_specs=[specs[p.array] for p in pieces],
+            )(inputs, c)
             for p, u in zip(pieces, found, strict=True):
                 parts[p.array][p.low] = u
         # Within a map, since XLA might shard the pieces of a concatenation.
-        joined = on_each(lambda parts: list(map(_joined, parts)))(parts) if parts else []
+        join = on_each(lambda parts: list(map(_joined, parts)), in_specs=(specs,), out_specs=specs)
         return [
-            alike(u, x) if place is None else jax.sharding.reshard(u, place)
-            for u, x, place in zip(joined, arrays, given, strict=True)
+            alike(u, x) if place is None else sharding.reshard(u, place)
+            for u, x, place in zip(join(parts) if parts else (), arrays, given, strict=True)
         ]
+
+    def _spread(self, x: Array) -> Any:
+        """Return the sharding in which shards of an array are sent; ``P()`` if they are not.
+
+        Arrays that are replicated, or may be since their sharding is hidden, are not sent. To those
+        with explicit axes, other mesh axes are added while they divide a side of the matrices: each
+        device then sends another part.
+        """
+        spec = import_library("jax").sharding.PartitionSpec
+        given = explicit_sharding(x)
+        axes = [] if given is None else _names(_spec(x))
+        if 0 in x.shape or not any(axes):
+            return spec()
+        for axis in self.mesh.axis_names:
+            if not any(axis in names for names in axes):
+                for side in -2, -1:
+                    parts = math.prod(self.mesh.shape[name] for name in (*axes[side], axis))
+                    if x.shape[side] % parts == 0:
+                        axes[side] = (*axes[side], axis)
+                        break
+        return spec(*axes)
 
     def _round(
         self,
-        pieces: Sequence[Any],
+        cuts: dict[Any, _Cut],
         run: Callable[..., list[Array]],
         arrays: dict[int, Array],
         c: Array,
     ) -> list[Array]:
-        """Return the results for pieces, each of which one device computes, on every device.
+        """Return the shards of the results for pieces on this device.
 
-        Devices with pieces of equal shapes have one branch. Results are concatenated to a row per
-        device and dtype, filled with zeros to equal lengths.
+        Shards are sent to the owners, and those of the results back, by an all-to-all per dtype;
+        results for replicated arrays are sent to all devices by an all-gather. Messages of a dtype
+        are filled with zeros to equal lengths. Devices with pieces of equal shapes, dtypes and
+        shardings have one branch.
         """
         jax = import_library("jax")
         lax, xp, every = jax.lax, jax.numpy, self.mesh.axis_names
-        owned = [[p for p in pieces if p.owner == r] for r in range(self.count)]
-        shapes = {p: (p.high - p.low, *arrays[p.array].shape[1:]) for p in pieces}
-        dtypes = {p: str(arrays[p.array].dtype) for p in pieces}
-        kinds = [tuple((dtypes[p], shapes[p]) for p in own) for own in owned]
-        branches = list(dict.fromkeys(kinds))
-        lengths = {
-            t: max(sum(math.prod(shape) for kind, shape in ks if kind == t) for ks in kinds)
-            for t in sorted(set(dtypes.values()))
-        }
+        kinds = {p: (cut.sharded, str(arrays[p.array].dtype)) for p, cut in cuts.items()}
+        owned = [[p for p in cuts if p.owner == r] for r in range(self.count)]
+        signatures = [tuple((kinds[p], cuts[p]) for p in own) for own in owned]
+        branches = list(dict.fromkeys(signatures))
+        # Where each piece is in the messages of its kind from or to its owner, and their lengths.
+        at: dict[Any, slice] = {}
+        lengths: dict[tuple[bool, str], int] = {}
+        for own in owned:
+            ends: dict[tuple[bool, str], int] = {}
+            for p in own:
+                start = ends.get(kinds[p], 0)
+                ends[kinds[p]] = start + math.prod(cuts[p].block)
+                at[p] = slice(start, ends[kinds[p]])
+            lengths |= {kind: max(end, lengths.get(kind, 0)) for kind, end in ends.items()}
+
+        def message(kind: tuple[bool, str], values: dict[Any, Array], *leading: int) -> Array:
+            rows = [v for p, v in values.items() if kinds[p] == kind]
+            free = lengths[kind] - sum(v.shape[-1] for v in rows)
+            return xp.concatenate([*rows, xp.zeros((*leading, free), kind[1])], -1)
+
+        def exchanged(rows: Array) -> Array:
+            return lax.all_to_all(rows, every, 0, 0, tiled=True)
+
+        def to_owners(kind: tuple[bool, str]) -> Array:
+            flat = [{p: xp.ravel(_piece(arrays, p)) for p in own} for own in owned]
+            return exchanged(xp.stack([message(kind, values) for values in flat]))
+
+        received = {kind: to_owners(kind) for kind in lengths if kind[0]}
 
         def branch(which: int, me: Array) -> list[Array]:
-            who = [r for r, k in enumerate(kinds) if k == branches[which]]
+            who = [r for r, found in enumerate(signatures) if found == branches[which]]
             place = xp.asarray([who.index(r) if r in who else 0 for r in range(self.count)])
-            choices = [lambda r=r: [_piece(arrays, p) for p in owned[r]] for r in who]
-            numbers = [p.array for p in owned[who[0]]]
-            us = run(lax.switch(place[me], choices), c, numbers) if numbers else []
-
-            def row(t: str, length: int) -> Array:
-                flat = [xp.ravel(u) for u in us if str(u.dtype) == t]
-                joined = xp.concatenate(flat) if flat else xp.zeros(0, t)
-                return xp.pad(joined, (0, length - len(joined)))
-
-            return [row(*item) for item in lengths.items()]
+            choices = [
+                lambda r=r: [_piece(arrays, p) for p in owned[r] if not cuts[p].sharded]
+                for r in who
+            ]
+            whole = iter(lax.switch(place[me], choices))
+            own = owned[who[0]]
+            given = [
+                cuts[p].joined(received[kinds[p]][:, at[p]]) if cuts[p].sharded else next(whole)
+                for p in own
+            ]
+            us = run(given, c, [p.array for p in own]) if own else []
+            flat = {
+                p: cuts[p].divided(u) if cuts[p].sharded else xp.ravel(u)
+                for p, u in zip(own, us, strict=True)
+            }
+            return [message(k, flat, *([self.count] if k[0] else [])) for k in lengths]
 
         me = lax.axis_index(every)
         choices = [lambda b=b: branch(b, me) for b in range(len(branches))]
-        number = xp.asarray([branches.index(k) for k in kinds])[me]
-        gathered = lax.all_gather(lax.switch(number, choices), every)
-        rows = dict(zip(lengths, gathered, strict=True))
-        start = {(r, t): 0 for r in range(self.count) for t in lengths}
-        results = []
-        for p in pieces:
-            at = p.owner, dtypes[p]
-            end = start[at] + math.prod(shapes[p])
-            results.append(xp.reshape(rows[dtypes[p]][p.owner, start[at] : end], shapes[p]))
-            start[at] = end
-        return results
+        number = xp.asarray([branches.index(found) for found in signatures])[me]
+        rows = dict(zip(lengths, lax.switch(number, choices), strict=True))
+        back = {k: exchanged(v) if k[0] else lax.all_gather(v, every) for k, v in rows.items()}
+        return [xp.reshape(back[kinds[p]][p.owner, at[p]], cut.block) for p, cut in cuts.items()]
+
+
+class _Cut(NamedTuple):
+    """How matrices are divided into blocks, one for each device of a mesh.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+        Lengths of the axes of the mesh.
+    axes : tuple of tuples of int
+        For each axis of the matrices the axes of the mesh, the slowest first.
+    block : tuple of int
+        Shape of a block.
+    """
+
+    sizes: tuple[int, ...]
+    axes: tuple[tuple[int, ...], ...]
+    block: tuple[int, ...]
+
+    @classmethod
+    def of(cls, mesh: Any, spec: Any, shape: tuple[int, ...]) -> _Cut:
+        names = [*_names(spec), *[()] * (len(shape) - len(spec))]
+        sizes = tuple(mesh.shape.values())
+        axes = tuple(tuple(map(mesh.axis_names.index, each)) for each in names)
+        counts = [math.prod(sizes[axis] for axis in each) for each in axes]
+        return cls(sizes, axes, tuple(n // k for n, k in zip(shape, counts, strict=True)))
+
+    @property
+    def sharded(self) -> bool:
+        """Whether there are several blocks."""
+        return any(self.axes)
+
+    @property
+    def _order(self) -> list[int]:
+        """Axes of (mesh, block), in the order of axes of the matrices."""
+        each = enumerate(self.axes, len(self.sizes))
+        return [axis for position, axes in each for axis in (*axes, position)]
+
+    def joined(self, blocks: Array) -> Array:
+        """Return matrices from their blocks, shape (devices, entries of a block)."""
+        xp = import_library("jax.numpy")
+        grid = xp.reshape(blocks, (*self.sizes, *self.block))
+        order = self._order
+        copies = [axis for axis in range(len(self.sizes)) if axis not in order]
+        grid = xp.transpose(grid, (*copies, *order))[(0,) * len(copies)]
+        counts = [math.prod(self.sizes[axis] for axis in axes) for axes in self.axes]
+        return xp.reshape(grid, [n * k for n, k in zip(self.block, counts, strict=True)])
+
+    def divided(self, x: Array) -> Array:
+        """Return the blocks of matrices, shape (devices, entries of a block)."""
+        xp, full = import_library("jax.numpy"), (*self.sizes, *self.block)
+        order = self._order
+        copies = [axis for axis in range(len(self.sizes)) if axis not in order]
+        grid = xp.reshape(x, [full[axis] for axis in order])
+        grid = xp.broadcast_to(grid, (*[full[axis] for axis in copies], *grid.shape))
+        grid = xp.transpose(grid, np.argsort([*copies, *order]))
+        return xp.reshape(grid, (math.prod(self.sizes), math.prod(self.block)))
 
 
 def _place(x: Array) -> Any:
@@ -240,9 +344,15 @@ def _spec(x: Array) -> tuple[Any, ...]:
     return (*(spec or ()), *[None] * (int(x.ndim) - len(spec or ())))
 
 
+def _names(spec: Any) -> list[tuple[str, ...]]:
+    """Return the names of mesh axes for each axis of an array."""
+    return [s if isinstance(s, tuple) else (s,) if s else () for s in spec]
+
+
 def _piece(arrays: Any, p: Any) -> Array:
+    """Return a piece of an array, or the shard of it."""
     x = arrays[p.array]
-    return x if (p.low, p.high) == (0, x.shape[0]) else x[p.low : p.high]
+    return x if p.low == 0 and p.high >= x.shape[0] else x[p.low : p.high]
 
 
 def _joined(parts: dict[int, Array]) -> Array:

@@ -94,11 +94,13 @@ def orthogonalize_all(
       way, once: gradients of results must be equal on all processes where results are, and second
       derivatives are refused. torch.compile calls the function between two graphs.
     - JAX: arrays may be on one device, replicated or sharded, and results have their shardings.
-      Eagerly matrices are moved. Under `jax.jit`, in rounds of up to 25 MiB per device, arrays are
-      replicated over the mesh, by an all-gather of each that is sharded, every device branches to
-      its matrices, and one all-gather per dtype returns the results. There, arrays must be on the
-      devices of the mesh, or not committed to a device. Gradients outside of `jax.jit` of arrays
-      with explicit axes need ``jax.set_mesh(mesh)``. A mesh over several processes needs `jax.jit`.
+      Eagerly matrices are moved. Under `jax.jit`, in rounds of up to 25 MiB per device, every
+      device branches to its matrices. Arrays that are sharded along explicit axes are sent to the
+      owners, and results back, by an all-to-all each per dtype. All others, which along automatic
+      axes may be sharded, are replicated, by an all-gather of each that is sharded, and one
+      all-gather per dtype returns the results. There, arrays must be on the devices of the mesh, or
+      not committed to a device. Gradients outside of `jax.jit` of arrays with explicit axes need
+      ``jax.set_mesh(mesh)``. A mesh over several processes needs `jax.jit`.
 
     Arrays that are sharded, or traced by JAX or torch's compilers, are batched only with arrays of
     their own shape: concatenation along an axis might move data between devices.
