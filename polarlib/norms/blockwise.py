@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from polarlib.arrays.checks import MOST_ROWS, count, number
+from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.settings import looks_at_nothing, traced_by_dynamo, under_default_settings
@@ -163,7 +164,12 @@ def _grid(g: Any, rows: int, columns: int) -> tuple[int, int]:
 
 
 def _shape(g: Any) -> tuple[int, ...]:
-    x = g if traced_by_dynamo() else as_matrix(g, "g", sharded=True)[0]
+    """Return rows and columns, or raise ValueError for entries that are not finite."""
+    if traced_by_dynamo():
+        return tuple(g.shape[-2:])
+    x, ops = as_matrix(g, "g", sharded=True)
+    if not placements(x):  # here, since an index in the stack of blocks is not one of the matrix
+        enter(x, "g", ops=ops, look="if free", scaling=None)
     return tuple(x.shape[-2:])
 
 

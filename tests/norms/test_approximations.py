@@ -216,9 +216,10 @@ def test_wrong_arguments():
         per_block(g, polar=3)
     with pytest.raises(ValueError, match="g must be a matrix"):
         per_block(g[0])
-    g[0, 0] = np.nan
-    with pytest.raises(ValueError, match=r"g .*NaN"):
-        per_block(g, 2)
+    g[5, 1] = np.nan
+    for polar in (None, "polar_express"):
+        with pytest.raises(ValueError, match=r"^g .*NaN .* 1 of 24 .*index \(5, 1\)"):
+            per_block(g, 2, polar=polar)
 
 
 # -- Dion ------------------------------------------------------------------------------------
@@ -345,6 +346,13 @@ def test_wrong_arguments_of_dion(torch):
         dion(m, m.T, q)
     with pytest.raises(ValueError, match=r"q must have 4 rows and from 1 to 4 .* got shape \(5, 2"):
         dion(m, m, np.ones((5, 2)))
+    stack = np.stack([m] * 3)
+    assert dion(stack, stack, q)[2].shape == (3, 4, 2)
+    with pytest.raises(ValueError, match=r"q must have the leading axes of m, \(\), or none, got"):
+        dion(m, m, np.stack([q] * 3))
+    for lib in (np.asarray, torch.tensor):  # the libraries' own errors are of two types
+        with pytest.raises(ValueError, match=r"m and q must broadcast, got \(3,\) and \(2,\)"):
+            norms.power_step(lib(stack), lib(np.stack([q] * 2)))
     with pytest.raises(ValueError, match="m must be a matrix"):
         dion(m[0], m[0], q)
     with pytest.raises(TypeError, match=r"q must be an array of a supported library, got \[\[1"):
