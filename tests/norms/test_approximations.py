@@ -410,7 +410,7 @@ def test_under_jit():
 
 
 ON_DEVICES = """
-import sys
+import warnings
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -427,8 +427,6 @@ for axes in (AxisType.Auto, AxisType.Explicit):
         ((None, "d"), (1, 4), tall.T),
         ((None, "d"), (1, 4), tall),
     ):
-        if axes is AxisType.Explicit and g is tall and spec[1]:
-            continue  # laid along the longer side
         x = jax.device_put(g, NamedSharding(mesh, PartitionSpec(*spec)))
         for polar in (None, "polar_express"):
             f = jax.jit(lambda x: per_block(x, *grid, polar=polar))
@@ -439,6 +437,20 @@ for axes in (AxisType.Auto, AxisType.Explicit):
             kinds = "all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"
             sent = [s for s in kinds if s in text]
             assert not sent, (axes, spec, polar, sent)
+    # Blocks that are on several devices: a warning, and the sharding of the input.
+    x = jax.device_put(tall, NamedSharding(mesh, PartitionSpec("d", None)))
+    for polar in (None, "polar_express"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            y = per_block(x, 2, polar=polar)
+            z = jax.jit(lambda x: per_block(x, 2, polar=polar))(x)
+        assert y.sharding == x.sharding, y.sharding
+        assert z.sharding.is_equivalent_to(x.sharding, 2), z.sharding
+        np.testing.assert_allclose(y, per_block(tall, 2, polar=polar), atol=1e-12)
+        np.testing.assert_allclose(z, y, atol=1e-12)
+        (message, *_) = (str(w.message) for w in caught)
+        # Each of 4 devices has a quarter of 1024 bytes, and receives the others.
+        assert "2 x 1 blocks are not whole on the devices: gathers 0.00077 MB per" in message
 """
 
 
