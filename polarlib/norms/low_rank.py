@@ -156,6 +156,10 @@ def _entered(
     (m, ops), (a, _) = as_matrix(m, name), as_matrix(factor, factor_name)
     check_same_place(m, name, a, factor_name)
     rows, columns = m.shape[side], m.shape[-2] if side == -2 else min(m.shape[-2:])
+    if columns == 0:
+        raise ValueError(
+            f"{name} must have rows and columns, got shape {tuple(m.shape)}; leave it out"
+        )
     if a.shape[-2] != rows or not 0 < a.shape[-1] <= columns:
         raise ValueError(
             f"{factor_name} must have {rows} rows and from 1 to {columns} columns, got shape "

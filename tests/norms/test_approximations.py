@@ -353,6 +353,8 @@ def test_wrong_arguments_of_dion(torch):
     for lib in (np.asarray, torch.tensor):  # the libraries' own errors are of two types
         with pytest.raises(ValueError, match=r"m and q must broadcast, got \(3,\) and \(2,\)"):
             norms.power_step(lib(stack), lib(np.stack([q] * 2)))
+    with pytest.raises(ValueError, match=r"m must have rows and columns, got shape \(0, 4\)"):
+        dion(m[:0], m[:0], q)
     with pytest.raises(ValueError, match="m must be a matrix"):
         dion(m[0], m[0], q)
     with pytest.raises(TypeError, match=r"q must be an array of a supported library, got \[\[1"):
