@@ -160,10 +160,10 @@ min(m, n)), and {all_to_all} MB if {devices} matrices of one shape are exchanged
 each device has one of them whole. Where there are so many matrices of one shape, a period saves
 bytes only below the last number.
 
-An update of rank k has an alignment of at most √(k/n). `range_lmo(b, p)`, with p of `power_step`,
-is the LMO in the range of Dion's update. It is P polar(R)ᴴ with R = Bᴴ P, which every device has,
-and sends nothing more than Dion. (Orth-Dion, arXiv 2605.16341, has the factor of a QR in the place
-of polar(R).)
+An update of rank k has at most the alignment √(k/r) with the exact one of rank r ≥ k. The LMO in
+the range of Dion's update is `range_lmo(b, p)`, with p of `power_step`. It is P polar(R)ᴴ with
+R = Bᴴ P, which every device has, and sends nothing more than Dion. (Orth-Dion, arXiv 2605.16341,
+has the factor of a QR in the place of polar(R).)
 
 ## Dual gaps of the bundled gradients
 

@@ -117,7 +117,7 @@ def _block_periodic(c: _Case) -> _Work:
 
 def _dion(c: _Case) -> _Work:
     sent = 2 * c.others * (c.m + c.n) * c.rank * c.width
-    return 4.0 * c.m * c.n * c.rank, sent, 2.0
+    return 8.0 * c.m * c.n * c.rank, sent, 2.0
 
 
 def _dion2(c: _Case) -> _Work:
@@ -213,7 +213,7 @@ def communication(
     "rows"           Gram matrices of parts are summed              2 f n^2 s for each sum see below
     "block_periodic" "gather" in one step of P, else "block"        f m n w / P            mean
     "block"          the factor of each part                        0                      of a part
-    "dion"           M Q and M^T P are summed                       2 f (m + n) r w        4 m n r
+    "dion"           M Q and M^T P are summed                       2 f (m + n) r w        8 m n r
     "dion2"          "all_to_all" of a part a of the rows           2 f a m n w / N        F(a) / N
     ================ ============================================== ====================== =========
 
@@ -228,6 +228,8 @@ def communication(
       matrices; under other layouts parameters are sharded as with AdamW. "dion" sends its bytes in
       place of the sum of gradients, 2 f m n w, and fewer if r < m n / (m + n). "owner",
       "all_to_all" and "dion2" assume as many matrices of this shape for each device.
+    - "dion" has four products: M Q, M^T P, and as in :func:`polarlib.updates.dion` the update P Q^T
+      and the error feedback P R^T.
     - Operations of symmetric products are not halved; QR factorisations, norms and other work than
       matrix products are not counted, and `steps` and `form` have no meaning for "dion".
     - `seconds` is collectives * latency + bytes / bandwidth + flops / (flops per second): nothing

@@ -396,7 +396,8 @@ def dion(m: A, g: A, q: A, *, mu: float = 0.95) -> tuple[A, A, A]:
     m, g : array, shape (..., m, n)
         Buffer (zeros at the start) and gradient, of one shape.
     q : array, shape (..., n, k)
-        Basis of the previous step, Gaussian at the start; the rank k is from 1 to min(m, n).
+        Basis of the previous step, Gaussian at the start; the rank k is from 1 to min(m, n). One
+        basis, without leading axes, serves all matrices of a stack.
     mu : float, optional
         From 0 to below 1.
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import polarlib
-from polarlib import communication, design
+from polarlib import communication, design, orthogonalize
 from polarlib._communication import LAYOUTS, WIDTHS
 from polarlib.arrays.formats import FORMATS
+from polarlib.updates import dion
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS, EVIDENCE = ROOT / "benchmarks", ROOT / "docs" / "evidence"
@@ -112,13 +113,30 @@ def test_operations_of_every_layout():
     mixed = (whole + 4 * of("block").flops) / 5
     assert of("block_periodic").flops == pytest.approx(mixed, rel=1e-14)
     m, n, r = *LARGE, 1024
-    assert of("dion").flops == 4 * m * n * r
+    assert of("dion").flops == 8 * m * n * r
     quarter = communication((m // 4, n), layout="replicated", devices=1).flops
     assert of("dion2").flops == quarter / 8
     # The products with the matrix are divided: 10 of 2 m n^2 in the plain form, 5 of 2 n^3 are not.
     assert of("rows", form="plain").flops == 10 * 2 * m * n * n / 8 + 5 * 2 * n**3
     # bfloat16 restarts after 3 steps: 8 products with the matrix, 5 + 3 n x n ones.
     assert of("rows").flops == 8 * 2 * m * n * n / 8 + 8 * 2 * n**3
+
+
+def test_operations_are_those_of_the_functions(torch):
+    counter = pytest.importorskip("torch.utils.flop_counter").FlopCounterMode
+
+    def counted(f, *arrays):
+        with counter(display=False) as mode:
+            f(*arrays)
+        return mode.get_total_flops()
+
+    for shape, kind in (((64, 16), "bfloat16"), ((16, 64), "float32"), ((32, 32), "float64")):
+        g = torch.randn(shape).to(getattr(torch, kind))
+        for form in ("plain", "gram", "auto"):
+            work = communication(shape, layout="gather", devices=4, form=form, precision=kind)
+            assert counted(lambda x, form=form: orthogonalize(x, form=form), g) == work.flops
+        work = communication(shape, layout="dion", devices=4, rank=4)
+        assert counted(dion, 0 * g, g, torch.randn(shape[1], 4).to(g.dtype)) == work.flops
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from wire import Rank, launch
 
-from polarlib import norms
+from polarlib import updates
 
-__all__ = ["Count", "Setting", "largest", "one", "power", "random", "replicated", "several"]
+__all__ = ["Count", "Setting", "largest", "low_rank", "one", "random", "replicated", "several"]
 __all__ += ["whole_step"]
 
 Array = np.ndarray
@@ -91,16 +91,16 @@ def several(
     return counted(ranks, setting, len(many), error)
 
 
-def power(
-    task: Callable[[Rank, Array, Array], tuple[Array, Array]], setting: Setting, k: int
+def low_rank(
+    task: Callable[[Rank, Array, Array], tuple[Array, Array]], setting: Setting, k: int, mu: float
 ) -> Count:
-    """Count for a power step with k vectors on the mean of the ranks' momenta."""
+    """Count for an update of rank k and the new momenta, of momenta that differ between ranks."""
     m, n = setting.shape
     momenta, q = random((setting.ranks, m, n)), random((n, k), 1)
     found, ranks = launch(task, momenta, [q] * setting.ranks)
-    p, r, _ = norms.power_step(momenta.mean(axis=0), q)
-    scale = np.abs(r).max()
-    error = max(max(largest(a, p), largest(b, r) / scale) for a, b in found)
+    update, kept, _ = updates.dion(np.zeros((m, n)), momenta.mean(axis=0), q, mu=mu)
+    error = largest(np.mean([new for _, new in found], axis=0), kept)
+    error = max(error, *(largest(each, update) for each, _ in found))
     return counted(ranks, setting, 1, error)
 
 

@@ -24,7 +24,7 @@ SET = "jordan"  # the schedule: q steps of degree 5
 STEPS = 5
 PERIOD = 5  # of the block-periodic variant
 FRACTION = 0.25  # of the rows, in Dion2
-RATE = 0.1
+RATE, MU = 0.1, 0.95
 # 16384 x 4096 on 8 ranks, r = 1024, with every length divided by 64: what is sent over m n depends
 # on the ratios of lengths alone.
 SHAPE, RANKS = (256, 64), 8
@@ -121,7 +121,9 @@ def dion(rank: Rank, momentum: Array, q: Array) -> tuple[Array, Array]:
     """Sum M Q and M^T P in place of the gradient; momenta stay where they are (Dion)."""
     y = all_reduce(rank, rank.multiply(momentum, q)) / rank.ranks
     p: Array = np.linalg.qr(y)[0]
-    return p, all_reduce(rank, rank.multiply(momentum.T, p)) / rank.ranks
+    r = all_reduce(rank, rank.multiply(momentum.T, p)) / rank.ranks
+    update = rank.multiply(p, (r / np.linalg.norm(r, axis=0)).T)
+    return update, momentum - (1 - MU) * rank.multiply(p, r.T)
 
 
 def owners(rank: Rank, target: Array, mine: Array, stage: int, update: Any) -> Array:
@@ -193,7 +195,7 @@ VARIANTS: dict[str, tuple[Callable[[Setting], Count], dict[str, Any]]] = {
     "Gram": (lambda s: counting.one(gram_steps, s), {"layout": "rows"}),
     "one Gram sum": (lambda s: counting.one(one_gram, s), {"layout": "rows", "steps": 1}),
     "Dion": (
-        lambda s: counting.power(dion, s, s.shape[1] // 4),
+        lambda s: counting.low_rank(dion, s, s.shape[1] // 4, MU),
         {"layout": "dion", "rank": SHAPE[1] // 4},
     ),
     "Dion2": (
@@ -252,7 +254,7 @@ def crossings(out: Output, quick: bool) -> None:
     y = [np.log(measured("Gram", s).sent / measured("gather", s).sent) for s in sides]
     crossing = np.exp(x[0] - y[0] * (x[1] - x[0]) / (y[1] - y[0]))
     out.figure("max over min at which Gram sends as much as gather, q = 5", crossing)
-    few, many = (counting.power(dion, at(SHAPE, RANKS), k).sent for k in (8, 16))
+    few, many = (counting.low_rank(dion, at(SHAPE, RANKS), k, MU).sent for k in (8, 16))
     (gradient,) = {r.sent for r in launch(all_reduce, random((RANKS, *SHAPE)))[1]}
     slope = (many - few) / 8
     r = (gradient - (few - 8 * slope)) / slope

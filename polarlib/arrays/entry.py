@@ -215,6 +215,19 @@ def check_same_place(x: Array, name: str, other: Array, other_name: str) -> None
         )
 
 
+def check_stacks(*named: tuple[str, Array]) -> None:
+    """Raise ValueError if stacks of matrices, given with their names, do not broadcast."""
+    leading = [tuple(x.shape[:-2]) for _, x in named]
+    try:
+        np.broadcast_shapes(*leading)
+    except ValueError:
+        names = ", ".join(name for name, _ in named[:-1])
+        raise ValueError(
+            f"leading axes of {names} and {named[-1][0]} must broadcast, got "
+            f"{', '.join(map(str, leading[:-1]))} and {leading[-1]}"
+        ) from None
+
+
 def _refuse_layout(x: Array, name: str) -> None:
     """Raise TypeError for tensors that are not dense arrays; the message has the conversion."""
     if x.is_quantized:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from polarlib.arrays.jax_sharded import (
+    Blocks,
     each,
     explicit_sharding,
     known_sharding,
@@ -178,7 +179,7 @@ class JaxOps(Ops):
         x: Array,
         name: str = "a",
         beside: Sequence[Array] = (),
-        blocks: int = 1,
+        blocks: Blocks = 1,
     ) -> Any:
         """Return ``f(x, *beside)``, the longer side sharded."""
         if mesh_of(x) is not None:

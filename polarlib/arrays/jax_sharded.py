@@ -17,6 +17,7 @@ from polarlib.arrays.settings import warn
 Array = Any
 Axes = tuple[str, ...]
 Runs = Callable[..., Any]
+Blocks = int | tuple[int, int]
 
 
 def mesh_of(x: Array) -> Any:
@@ -106,8 +107,7 @@ def layout_of(
     >>> layout_of((64, 8), (None, "c"), {"r": 4, "c": 2}).received
     0.25
     """
-    padded = (*spec, *[None] * (len(shape) - len(spec)))
-    given = tuple(() if s is None else s if isinstance(s, tuple) else (s,) for s in padded)
+    given = _axes(shape, spec)
 
     def parts(axes: Sequence[str]) -> int:
         return math.prod(sizes[axis] for axis in axes)
@@ -124,14 +124,46 @@ def layout_of(
     return Layout(given, laid, longer, received)
 
 
+def layout_of_grid(
+    shape: Sequence[int], spec: Sequence[Any], sizes: Mapping[str, int], grid: tuple[int, int]
+) -> Layout:
+    """Return the layout in which every device has whole blocks of a grid of rows and columns.
+
+    Mesh axes are dropped from rows and columns if the numbers of parts do not divide those of
+    blocks.
+
+    Examples
+    --------
+    >>> layout_of_grid((64, 8), ("r", "c"), {"r": 4, "c": 2}, (4, 1)).laid
+    (('r',), ())
+    """
+    given = _axes(shape, spec)
+    laid, lost = list(given), 1
+    for axis, blocks in zip((-2, -1), grid, strict=True):
+        kept: Axes = ()
+        for name in given[axis]:
+            if blocks % math.prod(sizes[other] for other in (*kept, name)) == 0:
+                kept = (*kept, name)
+        laid[axis] = kept
+        lost *= math.prod(sizes[name] for name in given[axis] if name not in kept)
+    held = math.prod(sizes[name] for axes in laid for name in axes)
+    return Layout(given, tuple(laid), -2, (1 - 1 / lost) / held)
+
+
+def _axes(shape: Sequence[int], spec: Sequence[Any]) -> tuple[Axes, ...]:
+    """Return the names of mesh axes for each axis of an array."""
+    padded = (*spec, *[None] * (len(shape) - len(spec)))
+    return tuple(() if s is None else s if isinstance(s, tuple) else (s,) for s in padded)
+
+
 def longer_side(shape: Sequence[int], blocks: int, parts: int) -> int:
     """Return the axis along which blocks of rows are sharded, into at most as many parts."""
     tall = shape[-2] >= blocks * shape[-1]
     return -2 if tall or (blocks > 1 and blocks % parts == 0) else -1
 
 
-def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: int) -> Any:
-    """Return ``f(x, *beside)`` for an array on a mesh, in the layout for products.
+def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: Blocks) -> Any:
+    """Return ``f(x, *beside)`` for an array on a mesh, in the layout for products, or of a grid.
 
     A result of the shape of `x` has the sharding of `x`. Where that is hidden, the shorter side is
     made whole, and XLA is led to shard the result, and the gradient, as it shards `x`.
@@ -147,17 +179,25 @@ def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: i
     sharding = known_sharding(x)
     if sharding is None and mesh.size == 1:
         return f(x, *beside)
-    if sharding is None:
+    if isinstance(blocks, tuple):
+        if sharding is None:
+            return alike(f(x, *beside), x)
+        layout = layout_of_grid(x.shape, sharding.spec, sharding.mesh.shape, blocks)
+        why = f"of which {blocks[0]} x {blocks[1]} blocks are not whole on the devices"
+        remedy = "; shard it by whole blocks"
+    elif sharding is None:
         # Rows may be sharded over all of the mesh.
         return _constrained(f, x, beside, mesh, longer_side(x.shape, blocks, mesh.size))
-    layout = layout_of(x.shape, sharding.spec, sharding.mesh.shape, blocks)
+    else:
+        layout = layout_of(x.shape, sharding.spec, sharding.mesh.shape, blocks)
+        side = "rows" if layout.longer == -2 else "columns"
+        why = f"but products need it by {side}"
+        remedy = f", before and after them; shard it by {side}"
     if layout.received and x.shape[-2] != x.shape[-1]:
         size = x.size * x.dtype.itemsize * layout.received / 1e6
-        side = "rows" if layout.longer == -2 else "columns"
         warn(
-            f"{name} of shape {tuple(x.shape)} has the sharding {sharding.spec}, but products need "
-            f"it by {side}: gathers {size:.2g} MB per device, before and after them; shard it by "
-            f"{side}",
+            f"{name} of shape {tuple(x.shape)} has the sharding {sharding.spec}, {why}: gathers "
+            f"{size:.2g} MB per device{remedy}",
             UserWarning,
         )
     return _laid_out(f, x, beside, sharding, layout)

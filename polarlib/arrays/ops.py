@@ -310,12 +310,12 @@ class Ops(Arithmetic):
         x: Array,
         name: str = "a",
         beside: Sequence[Array] = (),
-        blocks: int = 1,
+        blocks: int | tuple[int, int] = 1,
     ) -> Any:
         """Return ``f(x, *beside)``, a unitary factor sharded as `x` is, or both factors.
 
         The arrays `beside` are small, and replicated if `x` is sharded. The matrices are several
-        blocks of rows of `x`.
+        blocks of rows of `x`, or the blocks of a grid of rows and columns.
         """
         return f(x, *beside)
 

@@ -94,7 +94,7 @@ class TorchShardedOps(TorchGradOps):
         x: Array,
         name: str = "a",
         beside: Sequence[Array] = (),
-        blocks: int = 1,
+        blocks: int | tuple[int, int] = 1,
     ) -> Any:
         """Return ``f(x, *beside)``, the longer side sharded; of plain tensors if each has all."""
         laid, back, whole = self._laid_out(x, name)

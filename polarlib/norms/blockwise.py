@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from polarlib.arrays.checks import MOST_ROWS, count, number
+from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.settings import looks_at_nothing, traced_by_dynamo, under_default_settings
@@ -45,8 +46,9 @@ def per_block(g: A, rows: int = 1, columns: int = 1, *, polar: Polar = None) -> 
     Notes
     -----
     This is BlockMuon's direction. Blocks of rows are those of ``orthogonalize(heads=)``. Sharded
-    JAX arrays are accepted, and with a schedule as `polar` torch's DTensors: where each device has
-    whole blocks, no entry is sent (:func:`polarlib.communication`), and placements are kept.
+    JAX arrays are accepted, and with a schedule as `polar` torch's DTensors; placements are kept.
+    Where each device has whole blocks, no entry is sent (:func:`polarlib.communication`). Otherwise
+    parts of the matrix are gathered, with a warning that gives the bytes.
 
     The result T is the exact LMO of the norm ``||X||_B = max ||X_ij||_2`` over the blocks, with
     ``Re tr(G^H T) = sum ||G_ij||_*``. From ``||X||_B <= ||X||_2 <= sqrt(r c) ||X||_B`` for r x c
@@ -163,7 +165,12 @@ def _grid(g: Any, rows: int, columns: int) -> tuple[int, int]:
 
 
 def _shape(g: Any) -> tuple[int, ...]:
-    x = g if traced_by_dynamo() else as_matrix(g, "g", sharded=True)[0]
+    """Return rows and columns, or raise ValueError for entries that are not finite."""
+    if traced_by_dynamo():
+        return tuple(g.shape[-2:])
+    x, ops = as_matrix(g, "g", sharded=True)
+    if not placements(x):  # here, since an index in the stack of blocks is not one of the matrix
+        enter(x, "g", ops=ops, look="if free", scaling=None)
     return tuple(x.shape[-2:])
 
 
@@ -176,14 +183,8 @@ def _of_blocks(lmo: Callable[[Any], Any], g: A, rows: int, columns: int) -> A:
     if traced_by_dynamo():
         return cast(A, run(g))
     x, ops = as_matrix(g, "g", sharded=True)
-    try:
-        ops._check_sharding(x, "g", taken=False)
-    except TypeError:  # a DTensor, or explicit axes of JAX
-        pass
-    else:  # XLA keeps automatic axes as they are
-        return cast(A, run(x))
-    if all(p.is_replicate() for p in placements(x)[1:]):  # explicit axes, or whole everywhere
-        return cast(A, ops.with_shards(run, x, "g"))
+    if all(p.is_replicate() for p in placements(x)[1:]):  # no DTensor, or whole everywhere
+        return cast(A, ops.with_shards(run, x, "g", (), (rows, columns)))
     parts_of = {-2: rows, -1: columns}
     why = f"{rows} x {columns} blocks are not whole on the processes"
     # Before the blocks are made: a matrix would be redistributed along its longer side.

@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 
 from polarlib.arrays.checks import shown
 from polarlib.arrays.entered import Entered, enter
-from polarlib.arrays.entry import as_matrix, check_same_place, is_array
+from polarlib.arrays.entry import as_matrix, check_same_place, check_stacks, is_array
 from polarlib.arrays.functions import above_noise, as_complex, empty_result
 from polarlib.arrays.library import astype_like, at_least_single, dtype_name, is_complex
 from polarlib.arrays.ops import ops_of
@@ -129,6 +129,11 @@ def feedback_step(m: Array, g: Array, q: Array, mu: float) -> tuple[Array, Array
         )
     if is_complex(q) and not is_complex(m):
         raise TypeError(f"q must be real like m, got {dtype_name(q)}; convert m to complex")
+    if q.ndim > 2 and q.shape[:-2] != m.shape[:-2]:
+        raise ValueError(
+            f"q must have the leading axes of m, {tuple(m.shape[:-2])}, or none, got shape "
+            f"{tuple(q.shape)}"
+        )
     ops = ops_of(m)
     b = at_least_single(m, ops) + at_least_single(g, ops)
     p, r, basis = power_step(b, q)
@@ -151,11 +156,16 @@ def _entered(
     (m, ops), (a, _) = as_matrix(m, name), as_matrix(factor, factor_name)
     check_same_place(m, name, a, factor_name)
     rows, columns = m.shape[side], m.shape[-2] if side == -2 else min(m.shape[-2:])
+    if columns == 0:
+        raise ValueError(
+            f"{name} must have rows and columns, got shape {tuple(m.shape)}; leave it out"
+        )
     if a.shape[-2] != rows or not 0 < a.shape[-1] <= columns:
         raise ValueError(
             f"{factor_name} must have {rows} rows and from 1 to {columns} columns, got shape "
             f"{tuple(a.shape)}"
         )
+    check_stacks((name, m), (factor_name, a))
     if is_complex(a) or is_complex(m):
         m, a = as_complex(m, ops), as_complex(a, ops)
     # No check for NaN: Dion takes a step per matrix, and reading a number would make a device wait.

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from polarlib.arrays.checks import flag, number
-from polarlib.arrays.entry import as_matrix, check_same_place
+from polarlib.arrays.entry import as_matrix, check_same_place, check_stacks
 from polarlib.arrays.functions import common_dtype
 from polarlib.arrays.library import at_least_single, dtype_name, format_name, is_complex
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.equation import Equation
 from polarlib.files.tables import html_table
-from polarlib.uses.aligning import check_stacks, entered_clouds, solved, weights_of
+from polarlib.uses.aligning import entered_clouds, solved, weights_of
 from polarlib.uses.procrustes import pair_of
 
 # The type of array of an alignment.

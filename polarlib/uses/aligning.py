@@ -70,19 +70,6 @@ class _Clouds(NamedTuple):
     total: Array | float
 
 
-def check_stacks(*named: tuple[str, Array]) -> None:
-    """Raise ValueError if stacks of matrices, given with their names, do not broadcast."""
-    leading = [tuple(x.shape[:-2]) for _, x in named]
-    try:
-        np.broadcast_shapes(*leading)
-    except ValueError:
-        names = ", ".join(name for name, _ in named[:-1])
-        raise ValueError(
-            f"leading axes of {names} and {named[-1][0]} must broadcast, got "
-            f"{', '.join(map(str, leading[:-1]))} and {leading[-1]}"
-        ) from None
-
-
 def weights_of(weights: Any, a: Array) -> Array:
     """Return weights of any library as columns, shape (..., n, 1), with values not yet checked."""
     w = plain_array(weights, "weights")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any, cast
 
-import numpy as np
-
 from polarlib.arrays.checks import flag, number
 from polarlib.arrays.entered import enter
-from polarlib.arrays.entry import ArrayT, as_matrix, check_same_place
+from polarlib.arrays.entry import ArrayT, as_matrix, check_same_place, check_stacks
 from polarlib.arrays.functions import common_dtype, constant
 from polarlib.arrays.library import astype_like, at_least_single, format_name
 from polarlib.arrays.ops import Ops
@@ -103,12 +101,7 @@ def pair_of(a: Array, b: Array, name: str = "a", other: str = "b") -> tuple[Arra
         raise ValueError(
             f"{both} must have the same rows and columns, got {shapes[0]}, {shapes[1]}"
         )
-    try:
-        np.broadcast_shapes(shapes[0][:-2], shapes[1][:-2])
-    except ValueError:
-        raise ValueError(
-            f"leading axes of {both} must broadcast, got shapes {shapes[0]} and {shapes[1]}"
-        ) from None
+    check_stacks((name, a), (other, b))
     if a.dtype != b.dtype:
         # Libraries have no promotion rules for formats of 8 bits.
         a, b = (at_least_single(x, ops) if "float8" in format_name(x) else x for x in (a, b))

@@ -216,9 +216,10 @@ def test_wrong_arguments():
         per_block(g, polar=3)
     with pytest.raises(ValueError, match="g must be a matrix"):
         per_block(g[0])
-    g[0, 0] = np.nan
-    with pytest.raises(ValueError, match=r"g .*NaN"):
-        per_block(g, 2)
+    g[5, 1] = np.nan
+    for polar in (None, "polar_express"):
+        with pytest.raises(ValueError, match=r"^g .*NaN .* 1 of 24 .*index \(5, 1\)"):
+            per_block(g, 2, polar=polar)
 
 
 # -- Dion ------------------------------------------------------------------------------------
@@ -345,6 +346,15 @@ def test_wrong_arguments_of_dion(torch):
         dion(m, m.T, q)
     with pytest.raises(ValueError, match=r"q must have 4 rows and from 1 to 4 .* got shape \(5, 2"):
         dion(m, m, np.ones((5, 2)))
+    stack = np.stack([m] * 3)
+    assert dion(stack, stack, q)[2].shape == (3, 4, 2)
+    with pytest.raises(ValueError, match=r"q must have the leading axes of m, \(\), or none, got"):
+        dion(m, m, np.stack([q] * 3))
+    for lib in (np.asarray, torch.tensor):  # the libraries' own errors are of two types
+        with pytest.raises(ValueError, match=r"m and q must broadcast, got \(3,\) and \(2,\)"):
+            norms.power_step(lib(stack), lib(np.stack([q] * 2)))
+    with pytest.raises(ValueError, match=r"m must have rows and columns, got shape \(0, 4\)"):
+        dion(m[:0], m[:0], q)
     with pytest.raises(ValueError, match="m must be a matrix"):
         dion(m[0], m[0], q)
     with pytest.raises(TypeError, match=r"q must be an array of a supported library, got \[\[1"):
@@ -402,7 +412,7 @@ def test_under_jit():
 
 
 ON_DEVICES = """
-import sys
+import warnings
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -419,8 +429,6 @@ for axes in (AxisType.Auto, AxisType.Explicit):
         ((None, "d"), (1, 4), tall.T),
         ((None, "d"), (1, 4), tall),
     ):
-        if axes is AxisType.Explicit and g is tall and spec[1]:
-            continue  # laid along the longer side
         x = jax.device_put(g, NamedSharding(mesh, PartitionSpec(*spec)))
         for polar in (None, "polar_express"):
             f = jax.jit(lambda x: per_block(x, *grid, polar=polar))
@@ -431,6 +439,20 @@ for axes in (AxisType.Auto, AxisType.Explicit):
             kinds = "all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"
             sent = [s for s in kinds if s in text]
             assert not sent, (axes, spec, polar, sent)
+    # Blocks that are on several devices: a warning, and the sharding of the input.
+    x = jax.device_put(tall, NamedSharding(mesh, PartitionSpec("d", None)))
+    for polar in (None, "polar_express"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            y = per_block(x, 2, polar=polar)
+            z = jax.jit(lambda x: per_block(x, 2, polar=polar))(x)
+        assert y.sharding == x.sharding, y.sharding
+        assert z.sharding.is_equivalent_to(x.sharding, 2), z.sharding
+        np.testing.assert_allclose(y, per_block(tall, 2, polar=polar), atol=1e-12)
+        np.testing.assert_allclose(z, y, atol=1e-12)
+        (message, *_) = (str(w.message) for w in caught)
+        # Each of 4 devices has a quarter of 1024 bytes, and receives the others.
+        assert "2 x 1 blocks are not whole on the devices: gathers 0.00077 MB per" in message
 """
 
 
