@@ -160,6 +160,9 @@ if __name__ == "__main__":
     faulthandler.dump_traceback_later(140, exit=True)
     programs = {f.__name__: f for f in (killed, killed_in_qr, slow, memory, spilled, never)}
     dask.config.set({"distributed.worker.memory.target": 0.2})
+    # After 15 seconds, the default, the cluster would give up a worker whose restart takes longer
+    # on a loaded machine. Without workers the scheduler waits for ever.
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
     if sys.argv[1] == "never":
         dask.config.set({"distributed.scheduler.allowed-failures": 1})
     with (

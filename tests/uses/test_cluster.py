@@ -15,7 +15,12 @@ pytest.importorskip("distributed")
 
 @pytest.mark.parametrize(
     "name",
-    ["killed,slow", "never", pytest.param("killed_in_qr,memory,spilled", marks=pytest.mark.slow)],
+    [
+        "killed,slow",
+        "never",
+        pytest.param("killed_in_qr,memory", marks=pytest.mark.slow),
+        pytest.param("spilled", marks=pytest.mark.slow),
+    ],
 )
 def test_a_cluster_that_fails(tmp_path, name):
     program = Path(__file__).with_name("cluster.py")
