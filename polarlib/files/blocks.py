@@ -88,8 +88,9 @@ class ZarrTarget:
         import zarr
 
         # Not compressed: the digits of an orthonormal matrix have nothing to compress.
+        size = tuple(max(size, 1) for size in chunks)
         self._array = zarr.create_array(
-            folder, shape=shape, dtype=dtype, chunks=chunks, compressors=None
+            folder, shape=shape, dtype=dtype, chunks=size, compressors=None
         )
 
     def __setitem__(self, index: Index, block: np.ndarray) -> None:
@@ -167,8 +168,6 @@ def _check(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if len(shape) != 2:
         remedy = "reshape it" if len(shape) < 2 else "save one matrix of it"
         raise ValueError(f"{file}: one matrix is needed, got an array of shape {shape}; {remedy}")
-    if 0 in shape:
-        raise ValueError(f"{file}: the matrix has no entries, its shape is {shape}")
     if dtype.kind not in "biufc":
         raise ValueError(
             f"{file}: holds entries of type {dtype}, not numbers; save it again as float64 or "
@@ -181,9 +180,9 @@ def _header(stream: Any) -> tuple[Any, bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(stream)
-    if version == (2, 0):
+    if version in ((2, 0), (3, 0)):  # which differ in the encoding of names of fields alone
         return np.lib.format.read_array_header_2_0(stream)
-    raise ValueError(f"version {version} of the format, which is for arrays with named fields")
+    raise ValueError(f"version {version} of the format is not known")
 
 
 def _new_hdf5(path: str, shape: tuple[int, int], dtype: np.dtype) -> int:
@@ -197,7 +196,8 @@ def _new_hdf5(path: str, shape: tuple[int, int], dtype: np.dtype) -> int:
     # The file is locked already, by whom reserved its name.
     with h5py.File(path, "w", locking=False) as whole:
         array = whole.create_dataset(DATASET, shape, dtype, dcpl=how)
-        return int(array.id.get_offset())
+        offset = array.id.get_offset()
+    return os.path.getsize(path) if offset is None else int(offset)  # None without entries
 
 
 def _reserve(path: str, size: int) -> None:
