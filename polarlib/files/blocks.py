@@ -39,8 +39,7 @@ class FileMatrix:
         rows, columns = _ranges(index, self.shape)
         block = np.empty((len(rows), len(columns)), self.dtype)
         with open(self.file, "rb", buffering=0) as stream:
-            if _state(os.fstat(stream.fileno())) != self._state:
-                raise ValueError(f"{self.file}: changed while it was read; start again")
+            _check_state(self.file, os.fstat(stream.fileno()), self._state)
             for offset, part in self._runs(rows, columns, block):
                 stream.seek(offset)
                 while len(part):
@@ -73,8 +72,11 @@ class ContainedMatrix:
     def __init__(self, file: Path, kind: str, name: str | None, array: Any) -> None:
         self.file, self._kind, self._name = file, kind, name
         self.shape, self.dtype, self.chunks = array.shape, array.dtype, array.chunks
+        self._state = _state(os.stat(file))
 
     def __getitem__(self, index: Index) -> np.ndarray:
+        if self._kind != ZARR:  # a folder, whose files are not compared
+            _check_state(self.file, os.stat(self.file), self._state)
         with _ONE_READER, _one_at_a_time(self._kind), opened(self.file, self._kind) as whole:
             return np.asarray(numbers_of(whole, self.file, self._kind, self._name)[index])
 
@@ -124,7 +126,8 @@ def open_matrix(source: str) -> tuple[FileMatrix | ContainedMatrix, bool]:
             offset, size = stream.tell(), os.fstat(stream.fileno()).st_size
             if dtype.hasobject:
                 raise ValueError("allow_pickle")
-            if size != offset + dtype.itemsize * int(np.prod(shape, dtype=object)):
+            declared = offset + dtype.itemsize * int(np.prod(shape, dtype=object))
+            if size != declared or min(shape, default=0) < 0:
                 raise ValueError("its header declares another size")
         _check(file, shape, dtype)
         fortran = fortran and min(shape) > 1
@@ -214,6 +217,11 @@ def _reserve(path: str, size: int) -> None:
 
 def _state(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _check_state(file: Path, found: os.stat_result, former: tuple[int, int, int]) -> None:
+    if _state(found) != former:
+        raise ValueError(f"{file}: changed while it was read; start again")
 
 
 def _ranges(index: Index, shape: tuple[int, int]) -> tuple[range, range]:

@@ -371,6 +371,10 @@ def test_files_that_are_not_read(here):
     np.save("text.npy", np.array([["a", "b"]]))
     np.save("cut.npy", A)
     os.truncate("cut.npy", 9000)
+    with open("negative.npy", "wb") as file:
+        header = {"descr": "<f8", "fortran_order": False, "shape": (-2, -3)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(48))
     np.save("nan.npy", np.where(np.arange(2400).reshape(400, 6) == 777, np.nan, A))
     np.save("wnan.npy", np.load("nan.npy").T)
     before = left(here)
@@ -379,6 +383,7 @@ def test_files_that_are_not_read(here):
         "stack.npy": "one matrix is needed, got an array of shape (2, 3, 4)",
         "text.npy": "not numbers",
         "cut.npy": "damaged or cut short",
+        "negative.npy": "damaged or cut short",
         "missing.npy": "no such file",
         "nan.npy": "(129, 3) of its rows 0 to 399",
         "wnan.npy": "(3, 129) of its columns 0 to 399",
@@ -425,18 +430,20 @@ def test_a_full_disk_is_found_before_the_matrix_is_read(here, monkeypatch):
     assert left(here) == ["U.npy", "a.npy"]
 
 
-def test_a_matrix_that_changes_while_it_is_read(here, small_blocks, monkeypatch):
-    np.save("a.npy", A)
+@pytest.mark.parametrize("name", ["a.npy", "a.h5", "chunks.h5"])
+def test_a_matrix_that_changes_while_it_is_read(here, small_blocks, monkeypatch, name):
+    save(name, A)
     call = polarlib.polar_tall
 
     def changing(x, **rest):
         result = call(x, **rest)
-        np.save("a.npy", A[:50])
+        save(name, A[::-1])
         return result
 
     monkeypatch.setattr(polarlib, "polar_tall", changing)
-    assert "a.npy: changed while it was read" in refused_memory("1GB", "a.npy", "-o", "U.npy")
-    assert left(here) == ["a.npy"]
+    text = f"polarlib: {name}: changed while it was read; start again\n"
+    assert refused_memory("1GB", name, "-o", "U.npy") == text
+    assert left(here) == [name]
 
 
 def test_without_dask(monkeypatch):
