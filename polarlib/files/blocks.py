@@ -138,10 +138,8 @@ def open_matrix(source: str) -> tuple[FileMatrix | ContainedMatrix, bool]:
     with opened(file, kind) as whole:
         array = numbers_of(whole, file, kind, name)
         found = ContainedMatrix(file, kind, name, array)
-        # Offsets, None for arrays without entries in one piece, begin after a user block.
-        raw = kind != ZARR and array.chunks is None and not whole.userblock_size
-        if raw and array.id.get_offset():
-            found = FileMatrix(file, array.id.get_offset(), array.shape, array.dtype)
+        if kind != ZARR and (begin := _offset(array)):
+            found = FileMatrix(file, begin, array.shape, array.dtype)
     _check(file, found.shape, found.dtype)
     return found, False
 
@@ -201,6 +199,16 @@ def _new_hdf5(path: str, shape: tuple[int, int], dtype: np.dtype) -> int:
         array = whole.create_dataset(DATASET, shape, dtype, dcpl=how)
         offset = array.id.get_offset()
     return os.path.getsize(path) if offset is None else int(offset)  # None without entries
+
+
+def _offset(array: Any) -> int | None:
+    """Return the offset of an HDF5 array if its bytes are those of its dtype, in C order."""
+    import h5py
+
+    # Other types, such as integers of 12 bits, are converted when they are read.
+    same = array.id.get_type() == h5py.h5t.py_create(array.dtype, logical=True)
+    offset: int | None = array.id.get_offset()  # None without entries in one piece
+    return offset if same else None
 
 
 def _reserve(path: str, size: int) -> None:

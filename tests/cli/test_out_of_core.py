@@ -136,6 +136,29 @@ def test_matrices_without_entries(here, kind, shape):
     assert "at least" in refused_memory("1", f"a{kind}")
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "12 bits"])
+def test_types_of_hdf5_that_numpy_lacks(small_blocks, kind):
+    """Their bytes are not those of the dtype that h5py gives."""
+    h5py = pytest.importorskip("h5py")
+    if kind == "bfloat16":
+        stored = h5py.h5t.IEEE_F32LE.copy()
+        stored.set_fields(15, 7, 8, 0, 7)  # sign, exponent and mantissa: first bits, sizes
+        stored.set_precision(16)
+        stored.set_size(2)
+        stored.set_ebias(127)
+    else:
+        stored = h5py.h5t.STD_I16LE.copy()
+        stored.set_precision(12)
+        stored.set_offset(2)
+    with h5py.File("a.h5", "w") as file:
+        space = h5py.h5s.create_simple(A.shape)
+        file["a"] = h5py.Dataset(h5py.h5d.create(file.id, None, stored, space))
+        file["a"][...] = np.round(100 * A)
+        a = file["a"][...].astype("f8")
+    done("polar", "a.h5", "--hermitian", "H.npy", "--memory", "1GB")
+    np.testing.assert_allclose(np.load("H.npy"), polarlib.polar(a).hermitian, rtol=0, atol=1e-3)
+
+
 def test_square_matrices_have_both_sides():
     a = RNG.standard_normal((5, 5))
     np.save("a.npy", a)
