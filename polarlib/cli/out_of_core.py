@@ -61,7 +61,7 @@ class _Layout(NamedTuple):
 
     def need(self, plan: _Plan) -> float:
         """Return the memory in bytes beyond that of a run on a small matrix."""
-        n, size, wide = self.n, self.dtype.itemsize, 16 if self.dtype.kind == "c" else 8
+        n, size, wide = max(self.n, 1), self.dtype.itemsize, 16 if self.dtype.kind == "c" else 8
         entry = 2 * size + self.transposed * size  # of blocks of A and U, and a copy in C order
         if self.stored != self.dtype:
             entry += self.stored.itemsize
@@ -76,8 +76,8 @@ class _Layout(NamedTuple):
     def plans(self) -> list[_Plan]:
         """Return the plans to choose from."""
         step = self.chunks[self.transposed] if self.chunks else 1
-        rows, sizes = self.m, []
-        while rows >= min(self.m, self.n):
+        rows, sizes = max(self.m, 1), []
+        while rows >= max(min(self.m, self.n), 1):
             # Whole chunks, which are otherwise read several times.
             sizes.append(rows - rows % step if step < rows < self.m else rows)
             rows = math.ceil(rows / 1.25) if rows > 4 else rows - 1

@@ -39,8 +39,7 @@ class FileMatrix:
         rows, columns = _ranges(index, self.shape)
         block = np.empty((len(rows), len(columns)), self.dtype)
         with open(self.file, "rb", buffering=0) as stream:
-            if _state(os.fstat(stream.fileno())) != self._state:
-                raise ValueError(f"{self.file}: changed while it was read; start again")
+            _check_state(self.file, os.fstat(stream.fileno()), self._state)
             for offset, part in self._runs(rows, columns, block):
                 stream.seek(offset)
                 while len(part):
@@ -73,8 +72,11 @@ class ContainedMatrix:
     def __init__(self, file: Path, kind: str, name: str | None, array: Any) -> None:
         self.file, self._kind, self._name = file, kind, name
         self.shape, self.dtype, self.chunks = array.shape, array.dtype, array.chunks
+        self._state = _state(os.stat(file))
 
     def __getitem__(self, index: Index) -> np.ndarray:
+        if self._kind != ZARR:  # a folder, whose files are not compared
+            _check_state(self.file, os.stat(self.file), self._state)
         with _ONE_READER, _one_at_a_time(self._kind), opened(self.file, self._kind) as whole:
             return np.asarray(numbers_of(whole, self.file, self._kind, self._name)[index])
 
@@ -88,8 +90,9 @@ class ZarrTarget:
         import zarr
 
         # Not compressed: the digits of an orthonormal matrix have nothing to compress.
+        size = tuple(max(size, 1) for size in chunks)
         self._array = zarr.create_array(
-            folder, shape=shape, dtype=dtype, chunks=chunks, compressors=None
+            folder, shape=shape, dtype=dtype, chunks=size, compressors=None
         )
 
     def __setitem__(self, index: Index, block: np.ndarray) -> None:
@@ -123,7 +126,8 @@ def open_matrix(source: str) -> tuple[FileMatrix | ContainedMatrix, bool]:
             offset, size = stream.tell(), os.fstat(stream.fileno()).st_size
             if dtype.hasobject:
                 raise ValueError("allow_pickle")
-            if size != offset + dtype.itemsize * int(np.prod(shape, dtype=object)):
+            declared = offset + dtype.itemsize * int(np.prod(shape, dtype=object))
+            if size != declared or min(shape, default=0) < 0:
                 raise ValueError("its header declares another size")
         _check(file, shape, dtype)
         fortran = fortran and min(shape) > 1
@@ -134,10 +138,8 @@ def open_matrix(source: str) -> tuple[FileMatrix | ContainedMatrix, bool]:
     with opened(file, kind) as whole:
         array = numbers_of(whole, file, kind, name)
         found = ContainedMatrix(file, kind, name, array)
-        # Offsets, None for arrays without entries in one piece, begin after a user block.
-        raw = kind != ZARR and array.chunks is None and not whole.userblock_size
-        if raw and array.id.get_offset():
-            found = FileMatrix(file, array.id.get_offset(), array.shape, array.dtype)
+        if kind != ZARR and (begin := _offset(array)):
+            found = FileMatrix(file, begin, array.shape, array.dtype)
     _check(file, found.shape, found.dtype)
     return found, False
 
@@ -167,8 +169,6 @@ def _check(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if len(shape) != 2:
         remedy = "reshape it" if len(shape) < 2 else "save one matrix of it"
         raise ValueError(f"{file}: one matrix is needed, got an array of shape {shape}; {remedy}")
-    if 0 in shape:
-        raise ValueError(f"{file}: the matrix has no entries, its shape is {shape}")
     if dtype.kind not in "biufc":
         raise ValueError(
             f"{file}: holds entries of type {dtype}, not numbers; save it again as float64 or "
@@ -181,9 +181,9 @@ def _header(stream: Any) -> tuple[Any, bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(stream)
-    if version == (2, 0):
+    if version in ((2, 0), (3, 0)):  # which differ in the encoding of names of fields alone
         return np.lib.format.read_array_header_2_0(stream)
-    raise ValueError(f"version {version} of the format, which is for arrays with named fields")
+    raise ValueError(f"version {version} of the format is not known")
 
 
 def _new_hdf5(path: str, shape: tuple[int, int], dtype: np.dtype) -> int:
@@ -197,7 +197,18 @@ def _new_hdf5(path: str, shape: tuple[int, int], dtype: np.dtype) -> int:
     # The file is locked already, by whom reserved its name.
     with h5py.File(path, "w", locking=False) as whole:
         array = whole.create_dataset(DATASET, shape, dtype, dcpl=how)
-        return int(array.id.get_offset())
+        offset = array.id.get_offset()
+    return os.path.getsize(path) if offset is None else int(offset)  # None without entries
+
+
+def _offset(array: Any) -> int | None:
+    """Return the offset of an HDF5 array if its bytes are those of its dtype, in C order."""
+    import h5py
+
+    # Other types, such as integers of 12 bits, are converted when they are read.
+    same = array.id.get_type() == h5py.h5t.py_create(array.dtype, logical=True)
+    offset: int | None = array.id.get_offset()  # None without entries in one piece
+    return offset if same else None
 
 
 def _reserve(path: str, size: int) -> None:
@@ -214,6 +225,11 @@ def _reserve(path: str, size: int) -> None:
 
 def _state(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _check_state(file: Path, found: os.stat_result, former: tuple[int, int, int]) -> None:
+    if _state(found) != former:
+        raise ValueError(f"{file}: changed while it was read; start again")
 
 
 def _ranges(index: Index, shape: tuple[int, int]) -> tuple[range, range]:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -111,6 +112,51 @@ def test_dtypes(small_blocks, dtype):
     np.testing.assert_allclose(
         np.load("U.npy"), expected, atol=1e-6 if kind == "float32" else 1e-13
     )
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_versions_of_the_format(small_blocks, version):
+    with open("a.npy", "wb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that only newer versions of NumPy read it
+        np.lib.format.write_array(file, np.asfortranarray(A), version)
+    done("polar", "a.npy", "-o", "U.npy", "--memory", "1GB")
+    np.testing.assert_allclose(np.load("U.npy"), polarlib.polar(A).unitary, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", [".npy", ".h5", ".zarr"])
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0)])
+@pytest.mark.thinned(2)
+def test_matrices_without_entries(here, kind, shape):
+    pytest.importorskip({".npy": "numpy", ".h5": "h5py", ".zarr": "zarr"}[kind])
+    files.write(f"a{kind}", np.zeros(shape, "f4"))
+    done("polar", f"a{kind}", "-o", f"U{kind}", "--hermitian", f"H{kind}", "--memory", "1GB")
+    assert files.read(f"U{kind}").shape == shape
+    assert files.read(f"H{kind}").shape == (min(shape),) * 2
+    assert left(here) == [f"H{kind}", f"U{kind}", f"a{kind}"]
+    assert "at least" in refused_memory("1", f"a{kind}")
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "12 bits"])
+def test_types_of_hdf5_that_numpy_lacks(small_blocks, kind):
+    """Their bytes are not those of the dtype that h5py gives."""
+    h5py = pytest.importorskip("h5py")
+    if kind == "bfloat16":
+        stored = h5py.h5t.IEEE_F32LE.copy()
+        stored.set_fields(15, 7, 8, 0, 7)  # sign, exponent and mantissa: first bits, sizes
+        stored.set_precision(16)
+        stored.set_size(2)
+        stored.set_ebias(127)
+    else:
+        stored = h5py.h5t.STD_I16LE.copy()
+        stored.set_precision(12)
+        stored.set_offset(2)
+    with h5py.File("a.h5", "w") as file:
+        space = h5py.h5s.create_simple(A.shape)
+        file["a"] = h5py.Dataset(h5py.h5d.create(file.id, None, stored, space))
+        file["a"][...] = np.round(100 * A)
+        a = file["a"][...].astype("f8")
+    done("polar", "a.h5", "--hermitian", "H.npy", "--memory", "1GB")
+    np.testing.assert_allclose(np.load("H.npy"), polarlib.polar(a).hermitian, rtol=0, atol=1e-3)
 
 
 def test_square_matrices_have_both_sides():
@@ -344,20 +390,23 @@ def test_options_that_do_not_combine():
 def test_files_that_are_not_read(here):
     np.savez("a.npz", A)
     np.save("stack.npy", np.zeros((2, 3, 4)))
-    np.save("none.npy", np.zeros((0, 4)))
     np.save("long.npy", np.zeros((3, 2), np.longdouble))
     np.save("text.npy", np.array([["a", "b"]]))
     np.save("cut.npy", A)
     os.truncate("cut.npy", 9000)
+    with open("negative.npy", "wb") as file:
+        header = {"descr": "<f8", "fortran_order": False, "shape": (-2, -3)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(48))
     np.save("nan.npy", np.where(np.arange(2400).reshape(400, 6) == 777, np.nan, A))
     np.save("wnan.npy", np.load("nan.npy").T)
     before = left(here)
     for name, text in {
         "a.npz": ".npz files are not read in blocks; convert it to .npy",
         "stack.npy": "one matrix is needed, got an array of shape (2, 3, 4)",
-        "none.npy": "the matrix has no entries",
         "text.npy": "not numbers",
         "cut.npy": "damaged or cut short",
+        "negative.npy": "damaged or cut short",
         "missing.npy": "no such file",
         "nan.npy": "(129, 3) of its rows 0 to 399",
         "wnan.npy": "(3, 129) of its columns 0 to 399",
@@ -404,18 +453,20 @@ def test_a_full_disk_is_found_before_the_matrix_is_read(here, monkeypatch):
     assert left(here) == ["U.npy", "a.npy"]
 
 
-def test_a_matrix_that_changes_while_it_is_read(here, small_blocks, monkeypatch):
-    np.save("a.npy", A)
+@pytest.mark.parametrize("name", ["a.npy", "a.h5", "chunks.h5"])
+def test_a_matrix_that_changes_while_it_is_read(here, small_blocks, monkeypatch, name):
+    save(name, A)
     call = polarlib.polar_tall
 
     def changing(x, **rest):
         result = call(x, **rest)
-        np.save("a.npy", A[:50])
+        save(name, A[::-1])
         return result
 
     monkeypatch.setattr(polarlib, "polar_tall", changing)
-    assert "a.npy: changed while it was read" in refused_memory("1GB", "a.npy", "-o", "U.npy")
-    assert left(here) == ["a.npy"]
+    text = f"polarlib: {name}: changed while it was read; start again\n"
+    assert refused_memory("1GB", name, "-o", "U.npy") == text
+    assert left(here) == [name]
 
 
 def test_without_dask(monkeypatch):

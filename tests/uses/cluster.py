@@ -121,7 +121,7 @@ def memory(client: Client) -> None:
 
 def spilled(client: Client) -> None:
     """More blocks are kept in the memory of the workers than these may keep there."""
-    sizes = ((1 << 15,) * 64, (16,))  # 268 MB, where two workers keep 20 % of 450 MiB
+    sizes = ((1 << 15,) * 32, (16,))  # 134 MB, where two workers keep 10 % of 450 MiB
 
     def block(block_info: Any = None) -> np.ndarray:
         rng = np.random.default_rng(block_info[None]["chunk-location"][0])
@@ -157,9 +157,12 @@ def never(client: Client) -> None:
 
 if __name__ == "__main__":
     # Also if the test that has started this program is gone; its workers end with it.
-    faulthandler.dump_traceback_later(140, exit=True)
+    faulthandler.dump_traceback_later(165, exit=True)
     programs = {f.__name__: f for f in (killed, killed_in_qr, slow, memory, spilled, never)}
-    dask.config.set({"distributed.worker.memory.target": 0.2})
+    dask.config.set({"distributed.worker.memory.target": 0.1})
+    # After 15 seconds, the default, the cluster would give up a worker whose restart takes longer
+    # on a loaded machine. Without workers the scheduler waits for ever.
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
     if sys.argv[1] == "never":
         dask.config.set({"distributed.scheduler.allowed-failures": 1})
     with (
