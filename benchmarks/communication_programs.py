@@ -11,7 +11,7 @@ device with gloo, and the size of each call's operand. benchmarks/communication.
 with the predictions.
 
 "rows", "replicated" and "block" with tall blocks (as heads) are calls of polarlib on a sharded
-array, and so are torch's "all_to_all" (orthogonalize_all) and JAX's "dion" (norms.power_step). The
+array, and so are "all_to_all" (orthogonalize_all) and JAX's "dion" (norms.power_step). The
 others are polarlib.orthogonalize on local matrices, between collectives of the library.
 """
 
@@ -166,6 +166,10 @@ def programs_of_jax(devices: int, shape: tuple[int, int], dtype: str) -> Any:
     def local(f: Callable[..., Any], given: Any, result: Any) -> Callable[..., Any]:
         return jax.shard_map(f, mesh=mesh, in_specs=given, out_specs=result, check_vma=False)
 
+    # jit knows the shardings of arrays along explicit axes alone.
+    explicit = jax.make_mesh((devices,), ("x",), axis_types=(AxisType.Explicit,))
+    place = NamedSharding(explicit, rows)
+    separate = [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=place)] * devices
     one, whole = array(rows, *shape), array(P(), *shape)
     batch = array(many, devices, *shape)
     for form in ("plain", "gram"):
@@ -180,6 +184,10 @@ def programs_of_jax(devices: int, shape: tuple[int, int], dtype: str) -> Any:
             u = factor(lax.all_gather(x, "x", axis=axis, tiled=True))
             length = x.shape[axis]
             return lax.dynamic_slice_in_dim(u, lax.axis_index("x") * length, length, axis)
+
+        def owners(gs: list[Array], form: str = form) -> list[Array]:
+            us: list[Array] = polarlib.orthogonalize_all(gs, form=form, mesh=explicit)
+            return us
 
         def exchanged(x: Array, factor: Callable[[Array], Array] = factor) -> Array:
             y = lax.all_to_all(x, "x", 0, axis + 1, tiled=True)
@@ -214,7 +222,7 @@ def programs_of_jax(devices: int, shape: tuple[int, int], dtype: str) -> Any:
         yield "replicated", form, Program([(factor, [whole])])
         yield "rows", form, Program([(sharded, [one])])
         yield "gather", form, Program([(of_rows, [one])])
-        yield "all_to_all", form, Program([(local(exchanged, many, many), [batch])], devices)
+        yield "all_to_all", form, Program([(owners, [separate])], devices)
         yield "block", form, Program([(of_block, [one])])
         yield "block_periodic", form, Program([(of_rows, [one]), *blocks])
         yield "dion2", form, Program([(local(fraction, many, many), [batch])], devices)
@@ -380,6 +388,10 @@ def programs_of_torch(devices: int, shape: tuple[int, int], dtype: str) -> Any:
             if shape[0] >= devices * shape[1]:
                 return polarlib.orthogonalize(x, form=form, heads=devices)
             return polarlib.orthogonalize(x.to_local(), form=form)
+
+        def owners(gs: list[Array], form: str = form) -> list[Array]:
+            us: list[Array] = polarlib.orthogonalize_all(gs, form=form, mesh=explicit)
+            return us
 
         def exchanged(x: Array, factor: Callable[[Array], Array] = factor) -> Array:
             parts = funcol.all_to_all_single(x.contiguous(), None, None, group)
