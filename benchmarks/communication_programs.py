@@ -389,10 +389,6 @@ def programs_of_torch(devices: int, shape: tuple[int, int], dtype: str) -> Any:
                 return polarlib.orthogonalize(x, form=form, heads=devices)
             return polarlib.orthogonalize(x.to_local(), form=form)
 
-        def owners(gs: list[Array], form: str = form) -> list[Array]:
-            us: list[Array] = polarlib.orthogonalize_all(gs, form=form, mesh=explicit)
-            return us
-
         def exchanged(x: Array, factor: Callable[[Array], Array] = factor) -> Array:
             parts = funcol.all_to_all_single(x.contiguous(), None, None, group)
             u = factor(torch.cat(list(parts), dim=axis))
