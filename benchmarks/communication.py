@@ -264,7 +264,7 @@ def published_table(data: dict[str, Any], studied: dict[str, Any]) -> str:
             [
                 "throughput of MuonBP over Muon's, period 5, percent",
                 "+8 (MuonBP, abstract)",
-                "no",
+                "not predicted",
                 f"+{gain:.2f}, from the published throughputs of Muon and BlockMuon",
             ],
             [
@@ -282,14 +282,14 @@ def published_table(data: dict[str, Any], studied: dict[str, Any]) -> str:
             [
                 "step on 32 GPUs (GB300): `gather`, `rows`, matrices to owners by exchange",
                 "632, 356, 157 ms (Megatron-LM, issue 6676)",
-                "no: neither the matrices nor the links are listed",
-                "no",
+                "not predicted: neither the matrices nor the links are listed",
+                "not counted",
             ],
             [
                 "collectives of that step",
                 "76 or 276 before, 4 with owners (the same)",
                 "1, a number of sums, 2/N per matrix",
-                "no",
+                "not counted",
             ],
         ],
     )

@@ -134,6 +134,8 @@ def decompose(
     ``A^T = V K`` is decomposed in place of a wide A: then ``A = K^T V^T``, the side "left".
     """
     require_dask("--memory")
+    if file in polarlib.files.sample_metadata() and not Path(file).exists():
+        raise ValueError(f"{file}: a bundled matrix, not a file; leave --memory out")
     return_freed_arrays()
     matrix, transposed = open_matrix(file)
     shape = matrix.shape[::-1] if transposed else matrix.shape

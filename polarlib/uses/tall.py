@@ -349,9 +349,9 @@ def polar_tall(
         basis, lower, upper = _from_gram(x, dask)
         report(passes, shifted(basis.values, basis.exponent))
         if math.isfinite(upper):
-            name, reason = "gram", f"condition number of at most {upper:.1e}"
+            name, reason = "gram", f"condition number of at most about {upper:.1e}"
         elif method == "auto":
-            name, reason = "qr", f"condition number of at least {lower:.1e}"
+            name, reason = "qr", f"condition number of at least about {lower:.1e}"
             basis = None
         else:
             raise ValueError(
