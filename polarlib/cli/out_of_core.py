@@ -116,7 +116,7 @@ class _Blocks:
     def __getitem__(self, index: Any) -> np.ndarray:
         try:
             block: np.ndarray = self._matrix[index].astype(self.dtype, copy=False)
-        except OSError as error:  # told from those of the output
+        except OSError as error:  # not one of the output
             raise ValueError(
                 f"{self._matrix.file}: cannot be read: {error.strerror or error}"
             ) from None
