@@ -55,8 +55,8 @@ EPS = format_of("float64").epsilon
 FAN_IN = 8
 # A Gram matrix is used if rounding changes its smallest eigenvalue by at most this part of it.
 MOVED = 0.25
-# Least number of rows per column in a sample, which has one block in SPARSE or more. For independent
-# rows, singular values then deviate from those of A by a factor within 1 -+ 1/8.
+# Least number of rows per column in a sample, which has one block in SPARSE or more. For
+# independent rows, singular values then deviate from those of A by a factor within 1 -+ 1/8.
 SAMPLE = 64
 SPARSE = 16
 # Orthogonality is lost by the rounding of C^2, which cond(C)^2 amplifies: by a factor of at most
