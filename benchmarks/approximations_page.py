@@ -84,7 +84,8 @@ def summary(data: Data) -> str:
     best = {name: min(values) for name, values in losses.items()}
     return (
         f"On {len(data['gradients'])} gradients, the median dual gap of {long} is "
-        f"{gaps[long]:.2f}, and {gaps[short]:.2f} along the shorter side. Blocks send nothing. "
+        f"{gaps[long]:.2f}, and {gaps[short]:.2f} along the shorter side "
+        f"({len(column(data, short, 1))} of them). Blocks send nothing. "
         f"Dion's update of rank n/4 has {gaps[dion_name]:.2f}, and `range_lmo`, which sends as "
         f"many bytes, {gaps[lmo_name]:.2f}. Error feedback reduces the error of a sum of "
         f"{settings['length']} updates of rank 8 of {settings['width']} from {lost[0]:.2f} to "
@@ -155,10 +156,10 @@ blocks; the largest here is {largest}. Values of block-periodic LMOs are means o
 period for one matrix.
 
 The exact LMO sends {gather} MB if each device gathers the matrix. It sends {rows} MB by sums of
-Gram matrices (`orthogonalize` of a sharded matrix; less than a gather where max(m, n) is many times
-min(m, n)), and {all_to_all} MB if {devices} matrices of one shape are exchanged so that
-each device has one of them whole. Where there are so many matrices of one shape, a period saves
-bytes only below the last number.
+Gram matrices (`orthogonalize` of a sharded matrix; [which layout when](communication.md#decision)
+has the ratio of the sides from which that is less), and {all_to_all} MB if {devices} matrices of
+one shape are exchanged, so that each device has one of them whole. With {devices} matrices of one
+shape, a block-periodic update saves bytes only if it sends less than the exchange.
 
 An update of rank k has at most the alignment √(k/r) with the exact one of rank r ≥ k. The LMO in
 the range of Dion's update is `range_lmo(b, p)`, with p of `power_step`. It is P polar(R)ᴴ with

@@ -264,7 +264,7 @@ def published_table(data: dict[str, Any], studied: dict[str, Any]) -> str:
             [
                 "throughput of MuonBP over Muon's, period 5, percent",
                 "+8 (MuonBP, abstract)",
-                "no",
+                "not predicted",
                 f"+{gain:.2f}, from the published throughputs of Muon and BlockMuon",
             ],
             [
@@ -282,14 +282,14 @@ def published_table(data: dict[str, Any], studied: dict[str, Any]) -> str:
             [
                 "step on 32 GPUs (GB300): `gather`, `rows`, matrices to owners by exchange",
                 "632, 356, 157 ms (Megatron-LM, issue 6676)",
-                "no: neither the matrices nor the links are listed",
-                "no",
+                "not predicted: neither the matrices nor the links are listed",
+                "not counted",
             ],
             [
                 "collectives of that step",
                 "76 or 276 before, 4 with owners (the same)",
                 "1, a number of sums, 2/N per matrix",
-                "no",
+                "not counted",
             ],
         ],
     )
@@ -328,7 +328,7 @@ def draw() -> Figure:
         ("dion", "gram"): (plot.PURPLE, "X", "dion"),
         ("dion2", "gram"): (plot.INK, "P", "dion2"),
     }
-    fig = Figure(layout="constrained")
+    fig = Figure(figsize=(5.6, 3.6), layout="constrained")  # at its size in a page of the site
     ax = fig.subplots()
     n, ends = 64, {}
     for (layout, form), (colour, marker, label) in looks.items():
@@ -346,8 +346,8 @@ def draw() -> Figure:
     for label, y in sorted(ends.items(), key=lambda line: line[1]):
         place = max(y, place * 1.35)  # apart, each with a line from the end of its curve
         ax.plot([1.04 * end, 1.17 * end], [y, place], color=plot.INK, linewidth=0.5)
-        ax.text(1.2 * end, place, label, va="center", fontsize="small")
-    ax.set_xlim(0.9, 34)
+        ax.text(1.2 * end, place, label, va="center")
+    ax.set_xlim(0.9, 42)
     ax.set_xticks(RATIOS, [str(r) for r in RATIOS])
     ax.minorticks_off()
     ax.set_xlabel("max(m, n) / min(m, n)")

@@ -187,7 +187,9 @@ def communication(
     Returns
     -------
     Communication
-        A named tuple (flops, bytes, collectives, seconds) for one device, one matrix and one step.
+        A named tuple (flops, bytes, collectives, seconds) for one device, one matrix and one step:
+        operations, bytes sent beyond those of AdamW, number of collectives, and time in seconds,
+        None without `link`.
 
     Raises
     ------
@@ -201,7 +203,8 @@ def communication(
     Notes
     -----
     With f = (N - 1) / N, F the operations of :func:`orthogonalize` on one device, w the bytes of an
-    element, and s those of an element of a sum of Gram matrices, 4, or 8 in float64:
+    element, s those of an element of a sum of Gram matrices, 4, or 8 in float64, and r = `rank`,
+    P = `period`, a = `fraction`:
 
     ================ ============================================== ====================== =========
     layout           how                                            bytes                  flops

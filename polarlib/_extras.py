@@ -32,7 +32,8 @@ def require(subject: str, extra: str, *packages: str) -> None:
         for package in packages:
             importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name not in packages:  # a package is there, and damaged
+        # Another name: the package is there, and damaged. "dask" is missing for "dask.array".
+        if not any(f"{package}.".startswith(f"{error.name}.") for package in packages):
             raise
         text = f"{subject} needs {' and '.join(packages)}; install polarlib[{extra}]"
         raise ImportError(text) from None

@@ -118,6 +118,14 @@ def test_dask_names_its_extra(monkeypatch):
         polarlib.polar_tall(x)
 
 
+def test_files_in_blocks_name_the_extra_of_dask(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("A.npy", np.eye(2))
+    shown = command("polar", "A.npy", "-o", "U.npy", "--memory", "1GB", without=["dask"])
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert shown.stderr == "polarlib: --memory needs dask.array; install polarlib[dask]\n"
+
+
 def test_extras_are_those_that_messages_name():
     """Of pyproject.toml; three more are for the developers."""
     path = Path(__file__).resolve().parents[1] / "pyproject.toml"

@@ -55,8 +55,8 @@ for name, value in found.items():
 # ``sums`` lists the shapes of what is summed over the devices. They do not depend on the number of
 # rows.
 shapes = [re.search(r"\[(.*?)\]", s)[1] for s in found["sums"]]
-sent = [math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes]
-bars = {"matrix": 4096 * 64, "part of a device": 512 * 64, "sent by a device": sum(sent)}
+summed = [math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes]
+bars = {"matrix": 4096 * 64, "part of a device": 512 * 64, "summed over devices": sum(summed)}
 
 with plot.style("column"):
     fig, ax = plt.subplots(figsize=(3.3, 1.6))
@@ -71,5 +71,5 @@ with plot.style("column"):
 assert found["layout kept"]
 assert found["rows per device"] == [512] * 8
 assert found["difference"] < 1e-5
-assert max(sent) == 64 * 64
+assert max(summed) == 64 * 64
 assert found["gathers"] == 0

@@ -38,7 +38,7 @@ def tall(m):
 
 
 def peak(function):
-    """Return the result of a function, and the largest storage in use meanwhile, in MB."""
+    """Return the result of a function, and the largest memory in use meanwhile, in MB."""
     tracemalloc.start()
     result = function()
     used = tracemalloc.get_traced_memory()[1] / 1e6
@@ -47,7 +47,7 @@ def peak(function):
 
 
 # %%
-# One block after the other, so that the storage is that of one worker. The first call imports
+# One block after the other, so that the memory is that of one worker. The first call imports
 # modules, which would be counted too.
 sizes = np.array([25_000, 100_000, 400_000])
 with dask.config.set(scheduler="synchronous"):
@@ -62,7 +62,7 @@ with plot.style("column"):
     ax.loglog(size, size, ":", color=plot.INK, label="the matrix")
     ax.loglog(size[:2], in_memory, "--s", color=plot.ORANGE, label="polar, in memory")
     ax.loglog(size, blockwise, "-o", color=plot.BLUE, label="polar_tall, in blocks")
-    ax.set(xlabel="size of the matrix (MB)", ylabel="largest storage in use (MB)")
+    ax.set(xlabel="size of the matrix (MB)", ylabel="largest memory in use (MB)")
     ax.set_xticks(size, [f"{x:.0f}" for x in size])
     ax.minorticks_off()
     ax.legend()

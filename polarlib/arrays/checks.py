@@ -35,6 +35,11 @@ MOST_STEPS = 300
 LONGEST_LIST = 10**7
 # Largest number of rows or columns of a matrix: products of two such numbers are exact as doubles.
 MOST_ROWS = 2**26
+# Functions that accept sharded matrices.
+TAKING_SHARDS = (
+    "orthogonalize, orthogonalize_all, polar, nearest_orthogonal and, with polar='polar_express' "
+    "or another schedule, norms.per_block and the lmo of norms.spectral"
+)
 
 
 class _Repr(reprlib.Repr):

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from polarlib.arrays.checks import TAKING_SHARDS
 from polarlib.arrays.jax_sharded import (
     Blocks,
     each,
@@ -79,9 +80,8 @@ class JaxOps(Ops):
         if any(axes is not None for axes in spec[-2:]):
             raise TypeError(
                 f"{name} is sharded along explicit axes, {sharding.spec}, which only "
-                "orthogonalize, orthogonalize_all, polar and the lmo of "
-                "spectral(polar=orthogonalize) accept; pass "
-                f"the whole array, jax.sharding.reshard({name}, jax.sharding.PartitionSpec())"
+                f"{TAKING_SHARDS} accept; pass the whole array, "
+                f"jax.sharding.reshard({name}, jax.sharding.PartitionSpec())"
             )
 
     def _host_view(self, x: Array) -> np.ndarray | None:

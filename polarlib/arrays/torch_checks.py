@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from polarlib.arrays.checks import TAKING_SHARDS
+
 Array = Any
 
 # Names of the classes of placements that are known, and reductions of pending results.
@@ -16,9 +18,8 @@ def check_dtensor(x: Array, name: str, *, taken: bool) -> None:
     """Raise TypeError if a function does not accept DTensors, ValueError if `x` is unusable."""
     if not taken:
         raise TypeError(
-            f"{name} is a DTensor, which only orthogonalize, orthogonalize_all, polar, "
-            "nearest_orthogonal and the lmo of spectral(polar=orthogonalize) accept; pass the "
-            f"whole tensor, {name}.full_tensor()"
+            f"{name} is a DTensor, which only {TAKING_SHARDS} accept; pass the whole tensor, "
+            f"{name}.full_tensor()"
         )
     for place in x.placements:
         reduced = getattr(place, "reduce_op", "sum") in REDUCTIONS

@@ -157,7 +157,7 @@ Version = Annotated[
 @app.callback(
     invoke_without_command=True,
     help="Polar decompositions and orthogonalisation of matrices.\n\n"
-    "Exit codes: 0 done, 1 failed to converge, 2 bad input, 130 interrupted.",
+    "Exit codes: 0 done, 1 failed to converge, 2 bad input, 70 internal error, 130 interrupted.",
     epilog=f"Example: polarlib converge {REPRESENTATIVE[0]} --schedule jordan",
 )
 def _start(context: typer.Context, version: Version = False) -> None:

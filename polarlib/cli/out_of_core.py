@@ -116,7 +116,7 @@ class _Blocks:
     def __getitem__(self, index: Any) -> np.ndarray:
         try:
             block: np.ndarray = self._matrix[index].astype(self.dtype, copy=False)
-        except OSError as error:  # told from those of the output
+        except OSError as error:  # not one of the output
             raise ValueError(
                 f"{self._matrix.file}: cannot be read: {error.strerror or error}"
             ) from None
@@ -134,6 +134,8 @@ def decompose(
     ``A^T = V K`` is decomposed in place of a wide A: then ``A = K^T V^T``, the side "left".
     """
     require_dask("--memory")
+    if file in polarlib.files.sample_metadata() and not Path(file).exists():
+        raise ValueError(f"{file}: a bundled matrix, not a file; leave --memory out")
     return_freed_arrays()
     matrix, transposed = open_matrix(file)
     shape = matrix.shape[::-1] if transposed else matrix.shape

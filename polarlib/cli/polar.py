@@ -58,8 +58,8 @@ Memory = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Compute in blocks, with at most this memory beyond that of a small matrix: 1GB, "
-        "500MB, 2GiB, or bytes. FILE is an .npy, .h5, .hdf5 or .zarr.",
+        help="Compute in blocks, with at most this memory beyond that of a run on a small matrix: "
+        "1GB, 500MB, 2GiB, or bytes. FILE is an .npy, .h5, .hdf5 or .zarr.",
     ),
 ]
 WRITTEN = (".npy", ".h5", ".hdf5", ".zarr")

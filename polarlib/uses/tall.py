@@ -55,8 +55,8 @@ EPS = format_of("float64").epsilon
 FAN_IN = 8
 # A Gram matrix is used if rounding changes its smallest eigenvalue by at most this part of it.
 MOVED = 0.25
-# A sample has at least so many rows per column, of one block in SPARSE or more. For independent
-# rows, singular values then deviate from those of A by a factor within 1 -+ 1/8.
+# Least number of rows per column in a sample, which has one block in SPARSE or more. For
+# independent rows, singular values then deviate from those of A by a factor within 1 -+ 1/8.
 SAMPLE = 64
 SPARSE = 16
 # Orthogonality is lost by the rounding of C^2, which cond(C)^2 amplifies: by a factor of at most
@@ -349,9 +349,9 @@ def polar_tall(
         basis, lower, upper = _from_gram(x, dask)
         report(passes, shifted(basis.values, basis.exponent))
         if math.isfinite(upper):
-            name, reason = "gram", f"condition number of at most {upper:.1e}"
+            name, reason = "gram", f"condition number of at most about {upper:.1e}"
         elif method == "auto":
-            name, reason = "qr", f"condition number of at least {lower:.1e}"
+            name, reason = "qr", f"condition number of at least about {lower:.1e}"
             basis = None
         else:
             raise ValueError(

@@ -408,6 +408,7 @@ def test_files_that_are_not_read(here):
         "cut.npy": "damaged or cut short",
         "negative.npy": "damaged or cut short",
         "missing.npy": "no such file",
+        "digits_head_late": "a bundled matrix, not a file; leave --memory out",
         "nan.npy": "(129, 3) of its rows 0 to 399",
         "wnan.npy": "(3, 129) of its columns 0 to 399",
         "a.npy:x": "no such file",
