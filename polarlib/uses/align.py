@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 from polarlib.arrays.checks import flag, number
 from polarlib.arrays.entry import as_matrix, check_same_place
 from polarlib.arrays.functions import common_dtype
-from polarlib.arrays.library import at_least_single, dtype_name, format_name, is_complex
+from polarlib.arrays.library import at_least_single, dtype_name, is_complex
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.equation import Equation
@@ -215,7 +215,7 @@ def align(
     equation = Equation("polar" if reflection else "rotation", max(a.shape[-2:]), r)
     clouds = entered_clouds(a, b, w, ops)
     r, s, t, values, rmsd, unique = solved(clouds, equation, scale, translation, ops)
-    kind = ops._dtype(format_name(a))
+    kind = ops._real_dtype(a)
     return Alignment(
         ops.xp.astype(r, a.dtype),
         ops.xp.astype(s, kind)[..., 0, 0],
