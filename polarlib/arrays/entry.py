@@ -69,12 +69,11 @@ def share_memory(x: Array, y: Array) -> bool:
     """Return whether two arrays of one library have entries at one address."""
     if placements(x):
         x, y = x.to_local(), y.to_local()
-    compare = getattr(ops_of(x).xp, "shares_memory", None)
-    if x is y or compare is not None:
-        return x is y or bool(compare(x, y))
-    if not hasattr(x, "data_ptr"):  # a library that hides addresses
-        return False
-    return bool(np.shares_memory(*(np.asarray(_Addresses(tensor)) for tensor in (x, y))))
+    compare: Any = getattr(ops_of(x).xp, "shares_memory", None)
+    if compare is None and hasattr(x, "data_ptr"):
+        x, y, compare = np.asarray(_Addresses(x)), np.asarray(_Addresses(y)), np.shares_memory
+    # Other libraries hide addresses.
+    return x is y or (compare is not None and bool(compare(x, y)))
 
 
 def copied(x: Array, out: Array | None) -> Array:
