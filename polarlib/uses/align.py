@@ -171,9 +171,10 @@ def align(
 
     s is 1 where the points coincide to rounding, ``sum w_i |a_i - mean a|^2 <= (8 eps max |a_i|)^2
     sum w_i``. R is unique if ``sigma_(d-1) + det(U V^T) sigma_d > max(n, d) eps sigma_1``; with
-    reflections, if ``sigma_d > max(n, d) eps sigma_1``. Points are centred before any product. The
-    cost is about ten passes over the points and one rotation per cloud. Stacks are computed as a
-    whole.
+    reflections, if ``sigma_d > max(n, d) eps sigma_1``. Points are centred before any product. With
+    ``translation=False`` they are not, and components below about ``sqrt(eps)`` of the largest are
+    lost in the rounding of C: R is then not optimal for them. The cost is about ten passes over the
+    points and one rotation per cloud. Stacks are computed as a whole.
 
     If R is unique, all attributes but `unique` have derivatives with respect to points, targets and
     weights. The derivatives of `scale` and `rmsd` need no derivative of R. They also exist if no
