@@ -15,7 +15,7 @@ from polarlib._stages.short import short_factor, short_polar
 from polarlib._stages.stages import decompose
 from polarlib.arrays.checks import shown
 from polarlib.arrays.entered import COMFORTABLE
-from polarlib.arrays.entry import ArrayT, as_matrix, check_out, copied
+from polarlib.arrays.entry import ArrayT, as_matrix, check_out, copied, share_memory
 from polarlib.arrays.library import is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.progress import Callback
@@ -159,7 +159,8 @@ def polar(
         If `a` is not an array of numbers, or `out` does not match.
     ValueError
         If `a` has fewer than two dimensions, or NaN or infinity; for an unknown method or side; if
-        `sigma_min` or `cond` cannot be a bound; if `a` is sharded and the method would gather it.
+        `sigma_min` or `cond` cannot be a bound; if the arrays for U and H share memory; if `a` is
+        sharded and the method would gather it.
     MemoryError
         If H is the larger of the two Hermitian factors, n x n for a matrix with m < n, and exceeds
         the memory of the host (checked before any work) or of the device.
@@ -330,11 +331,14 @@ def _storage(given: Any, a: Array, options: Options, out: Stored | None) -> Stor
                 f"{type(given).__name__}; convert a first, or leave overwrite_a out"
             )
         u_out = a
+    place = "a" if options.overwrite_a else "out[0]"
     if u_out is not None:
-        check_out(u_out, a, "a" if options.overwrite_a else "out[0]", "a")
+        check_out(u_out, a, place, "a")
     if h_out is not None:
         k = a.shape[-1] if options.side == "right" else a.shape[-2]
         check_out(h_out, a, "out[1]", "a", (*a.shape[:-2], k, k))
+    if u_out is not None and h_out is not None and share_memory(u_out, h_out):
+        raise ValueError(f"{place} and out[1] share memory; pass an array of its own for H")
     return u_out, h_out
 
 

@@ -99,7 +99,14 @@ class Entered(NamedTuple):
         if not isinstance(factor, float) or factor != 1.0:
             y = self.ops.scale(y, factor, may_overwrite=may_overwrite)
         y = self.or_nan(y)
-        return astype_like(self.ops.adjoint(y) if turn and self.wide else y, self.given, self.ops)
+        return as_result(self.ops.adjoint(y) if turn and self.wide else y, self.given, self.ops)
+
+
+def as_result(y: Array, given: Array, ops: Ops) -> Array:
+    """Return a result in the dtype of the given matrices."""
+    y = astype_like(y, given, ops)
+    # NumPy, DLPack and torch.view_as_real do not read tensors with the conjugate bit.
+    return y.resolve_conj() if hasattr(y, "resolve_conj") else y
 
 
 def near_max_abs(max_abs: Array, ops: Ops) -> Array | float:

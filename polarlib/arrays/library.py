@@ -143,6 +143,10 @@ class Library:
                 f"{self.xp.__name__} has no dtype {name}; use a library that has it, such as torch"
             ) from None
 
+    def _real_dtype(self, x: Array) -> Any:
+        """Return the dtype of real values of an array: its own, if that is not complex."""
+        return self._dtype(format_name(x)) if is_complex(x) else x.dtype
+
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
         if self._host_device is not None and not on_cpu(x):
@@ -163,8 +167,7 @@ class Library:
 
     def from_host(self, a: np.ndarray, like: Array) -> Array:
         """Convert a NumPy array to the library, device and format of `like`; real stays real."""
-        same = a.dtype.kind == "c" or not is_complex(like)
-        dtype = like.dtype if same else self._dtype(format_name(like))
+        dtype = like.dtype if a.dtype.kind == "c" else self._real_dtype(like)
         return self.xp.asarray(np.array(a), dtype=dtype, device=self._device_of(like))
 
     def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[..., Array]:

@@ -26,7 +26,7 @@ from array_api_compat import array_namespace
 from polarlib.arrays.arithmetic import Arithmetic
 from polarlib.arrays.formats import Format
 from polarlib.arrays.kernels import NumpyKernels
-from polarlib.arrays.library import astype_like, format_name, import_library, is_complex
+from polarlib.arrays.library import astype_like, import_library, is_complex
 from polarlib.arrays.normaliser import Normaliser
 
 Array = Any
@@ -215,7 +215,7 @@ class Ops(Arithmetic):
 
     def _nan(self, x: Array, shape: tuple[int, ...]) -> Array:
         """Return NaN for a failed result: matrices in the dtype of `x`, vectors of values real."""
-        dtype = x.dtype if len(shape) > 1 else self._dtype(format_name(x))
+        dtype = x.dtype if len(shape) > 1 else self._real_dtype(x)
         return self.xp.full(shape, math.nan, dtype=dtype, device=self._device_of(x))
 
     def _all_nan(self, *matrices: Array) -> tuple[Array]:

@@ -13,9 +13,7 @@ import numpy as np
 from polarlib.arrays.library import (
     astype_like,
     at_least_single,
-    format_name,
     import_library,
-    is_complex,
     is_known,
 )
 from polarlib.arrays.ops import Ops, ops_of
@@ -301,7 +299,7 @@ class TorchShardedOps(TorchGradOps):
         """Return the largest absolute entry, infinity for NaN, which MPI and gloo may not keep."""
         local = x.detach().to_local()
         if 0 in local.shape[-2:]:
-            kind = self._dtype(format_name(x))
+            kind = self._real_dtype(x)
             result = self.torch.zeros((*local.shape[:-2], 1, 1), dtype=kind, device=local.device)
         else:
             result = ops_of(local).max_abs(local)
@@ -364,8 +362,7 @@ class TorchShardedOps(TorchGradOps):
 
     def from_host(self, a: np.ndarray, like: Array) -> Array:
         """Move a NumPy array to the mesh of `like`, whole on every process."""
-        same = a.dtype.kind == "c" or not is_complex(like)
-        dtype = like.dtype if same else self._dtype(format_name(like))
+        dtype = like.dtype if a.dtype.kind == "c" else self._real_dtype(like)
         return self._whole(self.torch.asarray(np.array(a), dtype=dtype, device=like.device), like)
 
     def _whole(self, x: Array, like: Array) -> Array:

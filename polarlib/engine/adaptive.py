@@ -103,8 +103,8 @@ def _adaptive(name: str, steps: int | None) -> Adaptive:
     if source not in data:
         formats = sorted({*(data.keys() - {"rule"}), *TAILS_OF})
         raise ValueError(
-            f"precision must be one of {', '.join(formats)} for schedule 'adaptive', got "
-            f"{name!r}; use 'auto'"
+            f"precision and gram_precision must be one of {', '.join(formats)} for schedule "
+            f"'adaptive', got {name!r}; use 'auto'"
         )
     known = sorted(map(int, data[source]))
     chosen = published.DEFAULT_STEPS if steps is None else steps

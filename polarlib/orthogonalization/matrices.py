@@ -112,9 +112,10 @@ def orthogonalize(
         it. Native where the library multiplies in it, simulated elsewhere. The norm is computed in
         at least float32.
     gram_precision : str, optional
-        Number format of the n x n matrices of the Gram form, by default `precision`. Where 16-bit
-        products are equally fast, ``precision="float16"`` for the whole iteration is best for
-        bfloat16 arrays: it needs fewer restarts (docs/guide/gram.md).
+        Number format of the n x n matrices of the Gram form, by default `precision`. The default
+        schedule is then the one for the coarser of both formats. Where 16-bit products are equally
+        fast, ``precision="float16"`` for the whole iteration is best for bfloat16 arrays: it needs
+        fewer restarts (docs/guide/gram.md).
     normalisation : str, optional
         A name that :class:`Schedule` lists, instead of the schedule's own. For "none" nothing is
         divided out, the input safety of the schedule included. "moments" and "schatten4" are

@@ -68,10 +68,14 @@ class Options:
         self, shape: tuple[int, ...], precision: str, *, warns: bool = True
     ) -> dict[str, Any]:
         """Return the same for a shape and a format of the iteration."""
-        chosen = resolve_schedule(self.schedule, self.steps, precision)
         gram_precision, form, restarts = self.gram_precision, self.form, self.restarts
+        coarsest = precision
         if gram_precision is not None:
             gram_precision = format_of(gram_precision).name
+            if form != "plain":  # the schedule must have a margin for both roundings
+                both = precision, gram_precision
+                coarsest = max(both, key=lambda name: format_of(name).epsilon)
+        chosen = resolve_schedule(self.schedule, self.steps, coarsest)
         kind: str = chosen.normalisation
         if chosen.is_rational:
             check_rational(chosen, form, restarts, gram_precision, self.normalisation)
@@ -79,8 +83,10 @@ class Options:
         else:
             kind = check_normalisation(chosen, self.normalisation)
             form, restarts = choose_form(chosen, shape, form, restarts, precision, gram_precision)
+            if form == "plain" and coarsest != precision:
+                chosen, coarsest = resolve_schedule(self.schedule, self.steps, precision), precision
             if warns:
-                warn_of_hazards(chosen, precision, kind)
+                warn_of_hazards(chosen, coarsest, kind)
         return {
             "schedule": chosen,
             "precision": precision,

@@ -7,8 +7,9 @@ from typing import Any
 
 from polarlib._methods import polynomial, rational
 from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.entered import as_result
 from polarlib.arrays.entry import can_hold
-from polarlib.arrays.library import astype_like, is_complex
+from polarlib.arrays.library import is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import under_default_settings
 from polarlib.arrays.torch_sharded import laid_as, placements, with_whole
@@ -96,4 +97,4 @@ def apply(
             restarts=restarts,
             out=place,
         )
-    return astype_like(ops.adjoint(u) if wide else u, x, ops)
+    return as_result(ops.adjoint(u) if wide else u, x, ops)

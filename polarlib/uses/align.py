@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 from polarlib.arrays.checks import flag, number
 from polarlib.arrays.entry import as_matrix, check_same_place, check_stacks
 from polarlib.arrays.functions import common_dtype
-from polarlib.arrays.library import at_least_single, dtype_name, format_name, is_complex
+from polarlib.arrays.library import at_least_single, dtype_name, is_complex
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.equation import Equation
@@ -171,9 +171,10 @@ def align(
 
     s is 1 where the points coincide to rounding, ``sum w_i |a_i - mean a|^2 <= (8 eps max |a_i|)^2
     sum w_i``. R is unique if ``sigma_(d-1) + det(U V^T) sigma_d > max(n, d) eps sigma_1``; with
-    reflections, if ``sigma_d > max(n, d) eps sigma_1``. Points are centred before any product. The
-    cost is about ten passes over the points and one rotation per cloud. Stacks are computed as a
-    whole.
+    reflections, if ``sigma_d > max(n, d) eps sigma_1``. Points are centred before any product. With
+    ``translation=False`` they are not, and components below about ``sqrt(eps)`` of the largest are
+    lost in the rounding of C: R is then not optimal for them. The cost is about ten passes over the
+    points and one rotation per cloud. Stacks are computed as a whole.
 
     If R is unique, all attributes but `unique` have derivatives with respect to points, targets and
     weights. The derivatives of `scale` and `rmsd` need no derivative of R. They also exist if no
@@ -215,7 +216,7 @@ def align(
     equation = Equation("polar" if reflection else "rotation", max(a.shape[-2:]), r)
     clouds = entered_clouds(a, b, w, ops)
     r, s, t, values, rmsd, unique = solved(clouds, equation, scale, translation, ops)
-    kind = ops._dtype(format_name(a))
+    kind = ops._real_dtype(a)
     return Alignment(
         ops.xp.astype(r, a.dtype),
         ops.xp.astype(s, kind)[..., 0, 0],

@@ -332,7 +332,7 @@ def _kink(c: Array, x: Array, y: Array, *p: Array, equation: Equation) -> Array:
     """
     ops = ops_of(c)
     xp, n = ops.xp, c.shape[-1]
-    real = xp.zeros(c.shape[:-2], dtype=ops._dtype(format_name(c)))[..., None, None]
+    real = xp.zeros(c.shape[:-2], dtype=ops._real_dtype(c))[..., None, None]
     if 0 in c.shape or n <= int(equation.kind == "rotation"):
         return real
     u, s, vh = ops.svd(enter(c, ops=ops, look="never", mask=True).x)

@@ -396,7 +396,7 @@ def _result(swept: _Swept, shapes: _Shapes, like: Array) -> GeneralizedProcruste
     """Return the result in the caller's units, rotated so that the first R is the identity."""
     ops, xp, last = shapes.ops, shapes.ops.xp, swept.last
     size, units = shapes.size, shapes.size**2 * shapes.total
-    real = ops._dtype(format_name(like))
+    real = ops._real_dtype(like)
     rotation = ops.matmul(last.rotation, ops.adjoint(last.rotation[..., :1, :, :]))
     turned = dataclasses.replace(last, rotation=rotation)
     # From the points without weights: weighted points of weight zero are 0.

@@ -548,6 +548,23 @@ def test_views_and_subclasses(kind):
         torch.testing.assert_close(x.as_subclass(torch.Tensor), before, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+@pytest.mark.parametrize("given_as", ["whole", "conjugate view"])
+def test_results_are_read_by_numpy(shape, given_as):
+    """NumPy, DLPack and view_as_real read no tensor with the conjugate bit."""
+    x = torch.complex(gaussian(*shape), gaussian(*shape, seed=1))
+    x = x if given_as == "whole" else x.conj()
+    for y in (
+        polarlib.polar(x).unitary,
+        polarlib.nearest_orthogonal(x),
+        polarlib.orthogonalize(x),
+        polarlib.orthogonalize(x, form="gram"),
+        *polarlib.svd_polar(x),
+        *polarlib.top_singular(x, 2),
+    ):
+        assert np.asarray(y).dtype == (np.complex128 if y.is_complex() else np.float64)
+
+
 def test_eight_bits_meet_other_formats():
     x = gaussian(5, 3, dtype="float32")
     q = polarlib.procrustes(x, x.to(torch.float8_e5m2))

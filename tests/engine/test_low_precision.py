@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from polarlib import (
     Schedule,
+    ScheduleWarning,
     default_schedule,
     orthogonalize,
     orthogonalize_all,
@@ -225,8 +226,28 @@ def test_gram_precision_is_checked_and_idle_in_plain_form():
         orthogonalize(a, gram_precision="half")
     plain = orthogonalize(a, precision="bfloat16", form="plain", gram_precision="float32")
     np.testing.assert_array_equal(plain, orthogonalize(a, precision="bfloat16", form="plain"))
+    # Square: "auto" is the plain form.
+    square = orthogonalize(a[:4], gram_precision="bfloat16")
+    np.testing.assert_array_equal(square, orthogonalize(a[:4], form="plain"))
     same = orthogonalize(a, precision="bfloat16", form="gram", gram_precision="bfloat16")
     np.testing.assert_array_equal(same, orthogonalize(a, precision="bfloat16", form="gram"))
+
+
+@pytest.mark.parametrize("schedule", ["auto", "adaptive"])
+@pytest.mark.parametrize("shape", [(15, 46), (46, 46)])
+def test_gram_matrices_in_a_coarser_format(shape, schedule):
+    """The default schedule of a finer format diverges by the rounding of coarser matrices."""
+    most = {"auto": 1.05, "adaptive": 1.15}[schedule]
+    for seed, (precision, coarser) in enumerate(
+        (("float64", "bfloat16"), ("float32", "float16"), ("float16", "bfloat16"))
+    ):
+        a = np.random.default_rng(seed).standard_normal((6, *shape)).astype("f4")
+        options = {"precision": precision, "gram_precision": coarser, "form": "gram"}
+        q = orthogonalize(a, schedule=schedule, **options).astype("f8")
+        assert np.linalg.norm(q, 2, axis=(-2, -1)).max() < most, options
+    s = default_schedule("float32")
+    with pytest.warns(ScheduleWarning, match="no safety factor for rounding to bfloat16"):
+        orthogonalize(a, schedule=s, precision="float32", gram_precision="bfloat16", form="gram")
 
 
 def test_accuracy_on_the_interval():

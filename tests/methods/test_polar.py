@@ -324,6 +324,22 @@ def test_bad_storage(arguments, error, match):
         polar(**({"a": np.eye(3)} | arguments))
 
 
+@pytest.mark.parametrize("name", ["numpy", "torch", "array_api_strict"])
+def test_storage_that_overlaps(name):
+    lib = library(name)
+    a, buffer = lib.asarray(gaussian((3, 3)), "float64"), lib.asarray(np.zeros((4, 6)), "float64")
+    for u, h in ((buffer[:3, :3], buffer[1:, :3]), (buffer[:3, 2:5], buffer[:3, :3])):
+        if name == "array_api_strict":  # its slices are copies, its addresses hidden
+            u = h
+        with pytest.raises(ValueError, match=r"out\[0\] and out\[1\] share memory"):
+            polar(a, out=(u, h))
+    with pytest.raises(ValueError, match=r"a and out\[1\] share memory"):
+        polar(u, overwrite_a=True, out=(None, u))
+    # Columns of one buffer interleave, and do not overlap.
+    u, h = polar(a, out=(buffer[:3, :3], buffer[:3, 3:]))
+    assert_polar(lib.to_numpy(a), lib.to_numpy(u), lib.to_numpy(h))
+
+
 def test_read_only_storage():
     a = np.eye(3)
     a.flags.writeable = False

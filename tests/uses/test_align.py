@@ -395,6 +395,25 @@ def test_every_library_and_dtype(lib):
         np.testing.assert_allclose(lib.to_numpy(moved), wanted(a), atol=atol)
 
 
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_formats_of_eight_bits(name):
+    a, b = clouds(6, 3)
+    dtype = np.dtype(getattr(pytest.importorskip("ml_dtypes"), name))
+    x, y = a.astype(dtype), b.astype(dtype)
+    wanted = align(x.astype(float), y.astype(float), scale=True)
+    found = align(x, y, scale=True)
+    for field in FIELDS[:-1]:
+        value = getattr(found, field)
+        assert value.dtype == dtype
+        np.testing.assert_allclose(value.astype(float), getattr(wanted, field), 0.2, 0.1)
+
+
+def test_torch_formats_of_eight_bits(torch):
+    a, b = (torch.tensor(x).to(torch.float8_e4m3fn) for x in clouds(6, 3))
+    found = align(a, b)
+    assert {getattr(found, field).dtype for field in FIELDS[:-1]} == {torch.float8_e4m3fn}
+
+
 def test_what_else_is_taken():
     a, b = clouds(6, 3)
     wanted = fields(align(a, b))
