@@ -234,6 +234,10 @@ def stacks():
     a = matrix(2, 3, 7, 3)
     x = distributed(a, mesh.square, (Shard(1), Shard(2)))
     close(polarlib.orthogonalize(x, form="gram"), polarlib.orthogonalize(a, form="gram"))
+    a = matrix(2, 2, 9, 2)  # nothing of it is on the last process
+    for form in "plain", "gram":
+        x = distributed(a, mesh.line, (Shard(2),))
+        close(polarlib.orthogonalize(x, form=form), polarlib.orthogonalize(a, form=form))
     a = matrix(5, 7, 3)
     x = distributed(a, mesh.line, (ROWS,))
     close(
