@@ -3,8 +3,9 @@
 A *piece* is a slab ``low:high`` of the first axis of an array, with its owner
 (`polarlib.orthogonalization.owners`). In each round every owner receives the entries of its pieces
 from the processes that have them, by one all-to-all, and sends its results to those that need them:
-by one all-gather where every process needs all of an array, by one all-to-all otherwise. Receptions
-of all rounds are started first, and the results of a round are sent while the next one is computed.
+by one all-gather, or a broadcast each, where every process needs all of an array, by one all-to-all
+otherwise. Receptions of all rounds are started first, and the results of a round are sent while the
+next one is computed.
 Which process sends what is a function of shapes and placements, so that all processes agree on it.
 """
 
