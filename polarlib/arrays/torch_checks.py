@@ -12,13 +12,22 @@ PLACEMENTS = ("Replicate", "Shard", "_StridedShard", "Partial")
 REDUCTIONS = ("sum", "avg", "max", "min", "product")
 
 
-def check_dtensor(x: Array, name: str, *, taken: bool) -> None:
-    """Raise TypeError if a function does not accept DTensors, ValueError if `x` is unusable."""
+def check_dtensor(x: Array, name: str, *, taken: bool, abstract: bool) -> None:
+    """Raise TypeError if a function does not accept DTensors, ValueError if `x` is unusable.
+
+    `abstract` DTensors have no entries that could be read.
+    """
     if not taken:
         raise TypeError(
             f"{name} is a DTensor, which only orthogonalize, orthogonalize_all, polar, "
-            "nearest_orthogonal and the lmo of spectral(polar=orthogonalize) accept; pass the "
-            f"whole tensor, {name}.full_tensor()"
+            "nearest_orthogonal and, with polar=orthogonalize, norms.spectral().lmo, "
+            "norms.per_block and norms.block_periodic accept; pass the whole tensor, "
+            f"{name}.full_tensor()"
+        )
+    if abstract:
+        raise TypeError(
+            f"{name} is a DTensor without entries, as on the device meta or under torch.export and "
+            "torch.jit.trace; pass one with entries, or a plain tensor of its shape"
         )
     for place in x.placements:
         reduced = getattr(place, "reduce_op", "sum") in REDUCTIONS

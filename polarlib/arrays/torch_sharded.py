@@ -66,7 +66,7 @@ class TorchShardedOps(TorchGradOps):
 
     def _check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
         """Raise, on every process, an error for DTensors where whole matrices are needed."""
-        check_dtensor(x, name, taken=taken)
+        check_dtensor(x, name, taken=taken, abstract=self.is_abstract(x))
 
     def functional(self, *arrays: Array) -> Ops:
         """Return this arithmetic: nothing is overwritten, and products have a rule."""

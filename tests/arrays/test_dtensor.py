@@ -475,6 +475,22 @@ def steps_of_fsdp2():
             assert p.placements == kept
 
 
+@case(slow=True)
+def compiled_blocks():
+    """Blocks are made of what each process has, or of what a warning tells is sent to it."""
+    a = matrix(12, 3)
+    for where, rows, told in (ROWS, 4, False), (ROWS, 3, True):
+        torch._dynamo.reset()
+        f = torch.compile(
+            lambda t, rows=rows: norms.per_block(2 * t, rows, polar=polarlib.orthogonalize),
+            backend="aot_eager",
+        )
+        with warned(told):
+            q = f(distributed(a, mesh.line, (where,)))
+        assert q.placements == (where,)
+        close(q, norms.per_block(a, rows, polar=polarlib.orthogonalize))
+
+
 @case()
 def sizes_are_told():
     """Of a column-sharded tall matrix three quarters of 8 m n bytes come from other processes."""
@@ -519,7 +535,9 @@ def storage():
         assert out.placements == (placement,)
         close(out, want)
     assert torch.equal(x.full_tensor(), a)
-    for given, bad in (x, a.clone()), (a, x), (x, distributed(a, mesh.square, (ROWS, WHOLE))):
+    other = distributed(a, mesh.square, (ROWS, WHOLE))
+    alike(lambda: polarlib.orthogonalize(x, out=a.numpy()), TypeError, "got torch and numpy")
+    for given, bad in (x, a.clone()), (a, x), (x, other):
         alike(lambda g=given, b=bad: polarlib.orthogonalize(g, out=b), TypeError, "out must be a")
     pending = distributed(a, mesh.line, (Partial(),))
     alike(lambda: polarlib.orthogonalize(x, out=pending), ValueError, "must be writable")
@@ -657,6 +675,9 @@ def bad_arguments():
     unknown = DTensor.from_local(matrix(9, 3), mesh.line, (Partial("xor"),), run_check=False)
     for f in polarlib.orthogonalize, polarlib.polar:
         alike(lambda f=f: f(unknown), ValueError, "has the placement Partial(xor)")
+    empty = DTensor.from_local(torch.empty(3, 3, device="meta"), mesh.line, (ROWS,))
+    for f in polarlib.orthogonalize, polarlib.polar:
+        alike(lambda f=f: f(empty), TypeError, "is a DTensor without entries")
     whole = distributed(matrix(9), mesh.line, (WHOLE,))
     alike(lambda: polarlib.orthogonalize(whole), ValueError, "must be a matrix")
     alike(lambda: polarlib.orthogonalize_all([x, whole]), ValueError, "gradients[1]")
@@ -743,6 +764,15 @@ def whole_matrices_take_every_method():
 @case()
 def elementwise_steps():
     x = distributed(matrix(9, 3), mesh.line, (ROWS,))
+    a, q = x.full_tensor(), matrix(3, 1)
+    for f in (
+        lambda m, g: updates.ema(m, g, 0.9),
+        lambda m, g: updates.dion(m, g, q),
+    ):
+        for pair in (x, a), (a, x), (x, distributed(a, mesh.square, (ROWS, WHOLE))):
+            alike(lambda f=f, p=pair: f(*p), TypeError, "g must be a ", "convert one of them")
+    alike(lambda: updates.dion(x, x, q), TypeError, "pass the whole tensor, m.full_tensor()")
+    assert updates.dion(x.full_tensor(), x.full_tensor(), q)[0].shape == x.shape
     lmo = norms.spectral(polar=polarlib.orthogonalize).lmo
     new = updates.scg_step(x, updates.ema(x, x, 0.9), lmo, step=0.1)
     assert (new[0] if isinstance(new, tuple) else new).placements == (ROWS,)
