@@ -30,7 +30,7 @@ from polarlib.arrays.torch_messages import (
     plan_of,
     within,
 )
-from polarlib.arrays.torch_sharded import _summed, laid_as, placements, with_whole
+from polarlib.arrays.torch_sharded import _summed, dtensor, laid_as, placements, with_whole
 
 Array = Any
 T = TypeVar("T")
@@ -183,13 +183,7 @@ class TorchMesh:
         return [laid_as(u, a) for u, a in zip(wrapped, arrays, strict=True)]
 
     def _wrapped(self, local: Array, x: Array) -> Array:
-        if not placements(x):
-            return local
-        tensor = import_library("torch.distributed.tensor")
-        stride = self.torch.empty(x.shape, device="meta").stride()
-        return tensor.DTensor.from_local(
-            local, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=stride
-        )
+        return dtensor(local, x.device_mesh, x.placements, x.shape) if placements(x) else local
 
     def _boxes(self, x: Array) -> tuple[Box, ...]:
         """Return the box of an array that each process has; () if each has all of it."""

@@ -47,6 +47,8 @@ class Meshes:
     def __init__(self):
         self.line = init_device_mesh("cpu", (PROCESSES,))
         self.square = init_device_mesh("cpu", (2, PROCESSES // 2))
+        self.row = init_device_mesh("cpu", (1, PROCESSES))
+        self.column = init_device_mesh("cpu", (PROCESSES, 1))
 
 
 mesh = None  # made in each process
@@ -311,6 +313,54 @@ def strided_shards():
         q = polarlib.orthogonalize(x)
     assert q.placements == x.placements
     close(q, polarlib.orthogonalize(a))
+
+
+@case()
+def dimensions_of_one_process():
+    """A shard along one is whole: nothing is gathered for it, and every method can be used."""
+    a = matrix(12, 3)
+    want = polarlib.orthogonalize(a)
+    for where, placements in (
+        (mesh.row, (COLUMNS, ROWS)),
+        (mesh.row, (ROWS, ROWS)),
+        (mesh.column, (ROWS, COLUMNS)),
+    ):
+        x = distributed(a, where, placements).requires_grad_()
+        with Sent() as sent:
+            q = polarlib.orthogonalize(x)
+        assert {size for _, size in sent.calls} <= {1, 9, SIZES}, sent.calls
+        assert q.placements == placements
+        close(q.detach(), want)
+        q.sum().backward()
+        assert x.grad.placements == placements
+    for b in a, torch.zeros_like(a):
+        x = distributed(b, mesh.column, (WHOLE, ROWS))
+        with Sent() as sent:
+            r = polarlib.polar(x, method="svd")
+        assert not sent.calls
+        assert (r.status.name, r.unitary.placements) == ("CONVERGED", (WHOLE, ROWS))
+        close(r.unitary, polarlib.polar(b, method="svd").unitary)
+        close(r.hermitian, polarlib.polar(b, method="svd").hermitian)
+
+
+@case()
+def complex_matrices():
+    """Results for wide ones are no conjugate views, whose imaginary parts torch cannot take."""
+    a, w = (t.to(torch.complex128) for t in (matrix(3, 9), matrix(9, 3).mT))
+    a = a + 1j * w
+    for placement in COLUMNS, WHOLE:
+        x = distributed(a, mesh.line, (placement,)).requires_grad_()
+        y = a.clone().requires_grad_()
+        for f in (
+            lambda t: polarlib.orthogonalize(t, schedule="adaptive"),
+            polarlib.nearest_orthogonal,
+        ):
+            x.grad = y.grad = None
+            q, want = torch.view_as_real(f(x)), torch.view_as_real(f(y))
+            close(q.detach(), want.detach())
+            (q**3).sum().backward()
+            (want**3).sum().backward()
+            close(x.grad, y.grad, atol=1e-8)
 
 
 # -- what is sent ------------------------------------------------------------------------------
