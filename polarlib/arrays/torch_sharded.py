@@ -145,15 +145,17 @@ class TorchShardedOps(TorchGradOps):
         mesh, target = x.device_mesh, _placements(layout, x.ndim)
         if list(x.placements) == target and not why:
             return x
-        now, sent = _layout(x), 0.0
-        for i, axis in enumerate(now):
-            if axis and x.placements[i] != target[i]:
-                others = math.prod(mesh.size(j) for j, d in enumerate(now) if d and j != i)
-                parts = mesh.size(i)
-                # From one axis to another torch gathers the whole tensor on CPUs, and selects.
-                exchange = layout[i] and mesh.device_type != "cpu"
-                total = x.numel() * x.element_size() / others
-                sent += total * (1 - 1 / parts) / (parts if exchange else 1)
+        now = _layout(x)
+        parts = {i: mesh.size(i) for i, axis in enumerate(now) if axis}
+        moving = {i for i in parts if x.placements[i] != target[i]}
+        # Shards of shards along the old or the new axis move too.
+        both = {j for i in moving for j in parts if i < j and now[j] in (now[i], layout[i])}
+        # From one axis to another torch gathers the whole tensor on CPUs, and selects.
+        exchange = mesh.device_type != "cpu" and both <= moving and all(layout[i] for i in moving)
+        own = x.numel() * x.element_size() / math.prod(parts.values())
+        sent = own * (math.prod(parts[i] for i in moving | both) - 1)
+        if exchange:
+            sent = own * sum(1 - 1 / parts[i] for i in moving)
         if sent and x.shape[-2] != x.shape[-1]:
             why = why or "the larger Hermitian factor needs all of the unitary one"
             warn(

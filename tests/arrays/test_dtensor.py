@@ -543,10 +543,20 @@ def compiled_blocks():
 
 @case()
 def sizes_are_told():
-    """Of a column-sharded tall matrix three quarters of 8 m n bytes come from other processes."""
-    x = distributed(matrix(1000, 100), mesh.line, (COLUMNS,))
-    with pytest.warns(UserWarning, match=r"gathers 0\.6 MB per device"):
-        polarlib.orthogonalize(x, steps=1)
+    """What a process receives from others: of p parts p - 1, and those of shards of shards."""
+    for where, placements, told in (
+        (mesh.line, (COLUMNS,), "0.6"),
+        (mesh.square, (ROWS, COLUMNS), "0.2"),
+        (mesh.square, (COLUMNS, WHOLE), "0.4"),
+        (mesh.square, (COLUMNS, COLUMNS), "0.6"),
+        (mesh.square, (COLUMNS, ROWS), "0.6"),
+    ):
+        x = distributed(matrix(1000, 100), where, placements)
+        with Sent() as sent, pytest.warns(UserWarning, match=rf"gathers {told} MB per device"):
+            polarlib.orthogonalize(x, steps=1)
+        gathered = [8 * size for name, size in sent.calls if "gather" in name]
+        before = gathered[: len(gathered) // 2]  # and as much after
+        assert sum(before) * (where.size(0) - 1) == float(told) * 1e6
 
 
 # -- formats, where results go -----------------------------------------------------------------
