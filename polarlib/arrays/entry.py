@@ -26,14 +26,15 @@ def check_out(
     out: Array, x: Array, name: str, like: str, shape: tuple[int, ...] | None = None
 ) -> None:
     shape = tuple(x.shape) if shape is None else shape
-    if is_array(out):
-        check_same_place(x, like, out, name)
-    if not is_array(out) or tuple(out.shape) != shape or out.dtype != x.dtype:
+    same = is_array(out) and ops_of(out).xp is ops_of(x).xp
+    if not same or tuple(out.shape) != shape or out.dtype != x.dtype:
         got = f"{dtype_name(out)} of shape {tuple(out.shape)}" if is_array(out) else shown(out)
+        got += " of another library" if is_array(out) and not same else ""
         raise TypeError(
             f"{name} must be an array like {like}, {dtype_name(x)} of shape {shape}, got {got}"
         )
     check_same_mesh(x, like, out, name)
+    check_same_place(x, like, out, name)
     if not ops_of(out).writable(out):
         raise ValueError(
             f"{name} must be writable, got a read-only array, or one of an immutable library; "

@@ -596,7 +596,7 @@ def storage():
         close(out, want)
     assert torch.equal(x.full_tensor(), a)
     other = distributed(a, mesh.square, (ROWS, WHOLE))
-    alike(lambda: polarlib.orthogonalize(x, out=a.numpy()), TypeError, "got torch and numpy")
+    alike(lambda: polarlib.orthogonalize(x, out=a.numpy()), TypeError, "of another library")
     for given, bad in (x, a.clone()), (a, x), (x, other):
         alike(lambda g=given, b=bad: polarlib.orthogonalize(g, out=b), TypeError, "out must be a")
     pending = distributed(a, mesh.line, (Partial(),))
