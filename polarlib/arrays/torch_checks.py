@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from polarlib.arrays.library import import_library
+
 Array = Any
 
 # Names of the classes of placements that are known, and reductions of pending results.
@@ -48,6 +50,18 @@ def check_dtensor(x: Array, name: str, *, taken: bool, abstract: bool) -> None:
             f"{name} is a DTensor whose process group is gone ({error}); initialise "
             f"torch.distributed and construct {name} again, or pass {name}.to_local()"
         ) from None
+
+
+def refuse_transformed(x: Array) -> None:
+    """Raise TypeError for a DTensor in torch.func.grad and vjp, where backward would fail."""
+    functorch = import_library("torch")._C._functorch
+    while functorch.is_gradtrackingtensor(x):
+        x = functorch.get_unwrapped(x)
+        if hasattr(x, "placements"):
+            raise TypeError(
+                "a DTensor is differentiated by torch.func, which polarlib has no rules for; use "
+                "backward() or torch.autograd.grad"
+            )
 
 
 def check_sizes(high: Sequence[float], low: Sequence[float]) -> None:

@@ -22,7 +22,7 @@ from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import warn
 from polarlib.arrays.torch_autograd import is_differentiated, sharded_product
-from polarlib.arrays.torch_checks import check_dtensor, check_sizes
+from polarlib.arrays.torch_checks import check_dtensor, check_sizes, refuse_transformed
 from polarlib.arrays.torch_ops import TorchGradOps, TorchOps, TorchTracedOps
 
 Array = Any
@@ -391,6 +391,7 @@ class AnyTorchOps(TorchOps):
         if hasattr(x, "placements"):
             return TorchShardedOps(xp, x.device)
         if is_differentiated(x, import_library("torch")):
+            refuse_transformed(x)
             # Not as on the host: a norm that is read as a number would lose its gradient, and under
             # vmap no number can be read.
             return TorchGradOps(xp, x.device, open_ended=True)

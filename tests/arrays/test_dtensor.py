@@ -664,6 +664,8 @@ def gradients():
     polarlib.orthogonalize(y).sum().backward()
     close(x.grad, y.grad, atol=1e-9)
     alike(lambda: polarlib.polar(x, method="jordan"), ValueError, "is not differentiated")
+    for f in polarlib.orthogonalize, polarlib.nearest_orthogonal:
+        alike(lambda f=f: torch.func.vjp(f, x.detach()), TypeError, "use backward()")
 
 
 @case()
