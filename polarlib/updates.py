@@ -31,7 +31,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from polarlib.arrays.checks import count, function, number, shown
-from polarlib.arrays.entry import check_same_place, is_array, plain_array
+from polarlib.arrays.entry import check_same_mesh, check_same_place, is_array, plain_array
 from polarlib.arrays.library import (
     astype_like,
     at_least_single,
@@ -488,6 +488,7 @@ def _check(x: Array, other: Any, name: str) -> None:
         if not format_name(value):
             raise TypeError(f"{called} must be of a floating dtype, got {dtype_name(value)}")
     check_same_place(x, "the first array", other, name)
+    check_same_mesh(x, "the first array", other, name)
     if x.shape != other.shape:
         raise ValueError(
             f"{name} must have the shape of the first array, {tuple(x.shape)}, got "

@@ -26,16 +26,14 @@ def check_out(
     out: Array, x: Array, name: str, like: str, shape: tuple[int, ...] | None = None
 ) -> None:
     shape = tuple(x.shape) if shape is None else shape
-    same = is_array(out) and ops_of(out).xp is ops_of(x).xp and tuple(out.shape) == shape
-    if not same or out.dtype != x.dtype:
+    same = is_array(out) and ops_of(out).xp is ops_of(x).xp
+    if not same or tuple(out.shape) != shape or out.dtype != x.dtype:
         got = f"{dtype_name(out)} of shape {tuple(out.shape)}" if is_array(out) else shown(out)
+        got += " of another library" if is_array(out) and not same else ""
         raise TypeError(
             f"{name} must be an array like {like}, {dtype_name(x)} of shape {shape}, got {got}"
         )
-    # Either DTensors on equal meshes, or no DTensors.
-    if placements(out)[:1] != placements(x)[:1]:
-        kinds = [f"a {type(t).__name__} {getattr(t, 'device_mesh', '')}".strip() for t in (x, out)]
-        raise TypeError(f"{name} must be {kinds[0]} as {like} is, got {kinds[1]}")
+    check_same_mesh(x, like, out, name)
     check_same_place(x, like, out, name)
     if not ops_of(out).writable(out):
         raise ValueError(
@@ -221,6 +219,15 @@ def refuse_hidden(
     """Raise TypeError for a traced matrix, unless the function has a form that reads no entries."""
     if 0 not in a.shape and ops.is_abstract(a) and not (fixed_work and ops.fixed_work):
         raise TypeError(f"{name} reads entries of its matrix, which {ops.hiding}, or {remedy}")
+
+
+def check_same_mesh(x: Array, name: str, other: Array, other_name: str) -> None:
+    """Raise TypeError unless both are DTensors of torch on equal meshes, or none is a DTensor."""
+    if placements(other)[:1] != placements(x)[:1]:
+        one, got = (
+            f"a {type(t).__name__} {getattr(t, 'device_mesh', '')}".strip() for t in (x, other)
+        )
+        raise TypeError(f"{other_name} must be {one} as {name} is, got {got}; convert one of them")
 
 
 def check_same_place(x: Array, name: str, other: Array, other_name: str) -> None:

@@ -95,3 +95,28 @@ def differentiable_function() -> Any:
             return results, (0,) * len(results)
 
     return Differentiable
+
+
+@functools.cache
+def sharded_product() -> Any:
+    """Return the product of aligned DTensors whose derivatives are such products."""
+    torch: Any = import_library("torch")
+
+    class Product(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
+        @staticmethod
+        def forward(ctx: Any, ops: Any, a: Array, b: Array) -> Array:
+            ctx.ops = ops
+            ctx.save_for_backward(a, b)
+            return ops._product(a, b)
+
+        @staticmethod
+        def backward(ctx: Any, g: Array) -> tuple[Array | None, ...]:
+            (a, b), ops = ctx.saved_tensors, ctx.ops
+            _, of_a, of_b = ctx.needs_input_grad
+            return (
+                None,
+                ops.matmul(g, ops.adjoint(b)) if of_a else None,
+                ops.matmul(ops.adjoint(a), g) if of_b else None,
+            )
+
+    return Product

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from polarlib.arrays.checks import TAKING_SHARDS
+from polarlib.arrays.library import import_library
 
 Array = Any
 
@@ -14,12 +15,20 @@ PLACEMENTS = ("Replicate", "Shard", "_StridedShard", "Partial")
 REDUCTIONS = ("sum", "avg", "max", "min", "product")
 
 
-def check_dtensor(x: Array, name: str, *, taken: bool) -> None:
-    """Raise TypeError if a function does not accept DTensors, ValueError if `x` is unusable."""
+def check_dtensor(x: Array, name: str, *, taken: bool, abstract: bool) -> None:
+    """Raise TypeError if a function does not accept DTensors, ValueError if `x` is unusable.
+
+    `abstract` DTensors have no entries that could be read.
+    """
     if not taken:
         raise TypeError(
             f"{name} is a DTensor, which only {TAKING_SHARDS} accept; pass the whole tensor, "
             f"{name}.full_tensor()"
+        )
+    if abstract:
+        raise TypeError(
+            f"{name} is a DTensor without entries, as on the device meta or under torch.export and "
+            "torch.jit.trace; pass one with entries, or a plain tensor of its shape"
         )
     for place in x.placements:
         reduced = getattr(place, "reduce_op", "sum") in REDUCTIONS
@@ -40,6 +49,18 @@ def check_dtensor(x: Array, name: str, *, taken: bool) -> None:
             f"{name} is a DTensor whose process group is gone ({error}); initialise "
             f"torch.distributed and construct {name} again, or pass {name}.to_local()"
         ) from None
+
+
+def refuse_transformed(x: Array) -> None:
+    """Raise TypeError for a DTensor in torch.func.grad and vjp, where backward would fail."""
+    functorch = import_library("torch")._C._functorch
+    while functorch.is_gradtrackingtensor(x):
+        x = functorch.get_unwrapped(x)
+        if hasattr(x, "placements"):
+            raise TypeError(
+                "a DTensor is differentiated by torch.func, which polarlib has no rules for; use "
+                "backward() or torch.autograd.grad"
+            )
 
 
 def check_sizes(high: Sequence[float], low: Sequence[float]) -> None:

@@ -3,8 +3,9 @@
 A *piece* is a slab ``low:high`` of the first axis of an array, with its owner
 (`polarlib.orthogonalization.owners`). In each round every owner receives the entries of its pieces
 from the processes that have them, by one all-to-all, and sends its results to those that need them:
-by one all-gather where every process needs all of an array, by one all-to-all otherwise. Receptions
-of all rounds are started first, and the results of a round are sent while the next one is computed.
+by one all-gather, or a broadcast each, where every process needs all of an array, by one all-to-all
+otherwise. Receptions of all rounds are started first, and the results of a round are sent while the
+next one is computed.
 Which process sends what is a function of shapes and placements, so that all processes agree on it.
 """
 
@@ -29,7 +30,7 @@ from polarlib.arrays.torch_messages import (
     plan_of,
     within,
 )
-from polarlib.arrays.torch_sharded import _summed, laid_as, placements, with_whole
+from polarlib.arrays.torch_sharded import _summed, dtensor, laid_as, placements, with_whole
 
 Array = Any
 T = TypeVar("T")
@@ -182,13 +183,7 @@ class TorchMesh:
         return [laid_as(u, a) for u, a in zip(wrapped, arrays, strict=True)]
 
     def _wrapped(self, local: Array, x: Array) -> Array:
-        if not placements(x):
-            return local
-        tensor = import_library("torch.distributed.tensor")
-        stride = self.torch.empty(x.shape, device="meta").stride()
-        return tensor.DTensor.from_local(
-            local, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=stride
-        )
+        return dtensor(local, x.device_mesh, x.placements, x.shape) if placements(x) else local
 
     def _boxes(self, x: Array) -> tuple[Box, ...]:
         """Return the box of an array that each process has; () if each has all of it."""

@@ -186,7 +186,10 @@ class Messages:
 
 
 class Rows(Messages):
-    """Results that every process needs, by one all-gather of rows of equal length."""
+    """Results that every process needs: by one all-gather, or by broadcasts of unequal parts.
+
+    Rows of an all-gather have one length. It is made where that at most doubles what is sent.
+    """
 
     def __init__(
         self,
@@ -195,23 +198,35 @@ class Rows(Messages):
         likes: Sequence[Array],
         take: Callable[[int, Box], Array],
     ) -> None:
-        self.likes, self.work, self.count = likes, None, where.count
+        self.likes, self.works = likes, []
         self.rows = [[t for t in transfers if t[0] == s] for s in range(where.count)]
-        length = max(sum(map(self._size, row)) for row in self.rows)
-        if not length:
+        lengths = [sum(map(self._size, row)) for row in self.rows]
+        if not any(lengths):
             return
+        alike = where.count * max(lengths) <= 2 * sum(lengths)
+        lengths = [max(lengths)] * where.count if alike else lengths
         kind = {"dtype": where.torch.uint8, "device": where.device}
-        self.sent = where.torch.empty(length, **kind)
-        self.data = where.torch.empty(where.count * length, **kind)
+        whole = where.torch.empty(sum(lengths), **kind)
+        self.data = whole.split(lengths)
+        self.sent = where.torch.empty(lengths[where.me], **kind) if alike else self.data[where.me]
         for (_, _, i, box), room in self._rooms(self.sent, self.rows[where.me]):
             room.copy_(take(i, box))
-        # The name before torch 2.13 is deprecated.
-        gather = getattr(where.dist, "all_gather_single", None) or where.dist.all_gather_into_tensor
-        self.work = gather(self.data, self.sent, group=where.group, async_op=True)
+        how = {"group": where.group, "async_op": True}
+        if alike:
+            # The name before torch 2.13 is deprecated.
+            new = getattr(where.dist, "all_gather_single", None)
+            self.works = [(new or where.dist.all_gather_into_tensor)(whole, self.sent, **how)]
+        else:
+            self.works = [
+                where.dist.broadcast(row, group_src=s, **how)
+                for s, row in enumerate(self.data)
+                if len(row)
+            ]
 
     def received(self) -> Iterator[tuple[int, Box, Array]]:
-        if self.work is not None:
-            self.work.wait()
-            for row, data in zip(self.rows, self.data.chunk(self.count), strict=True):
+        if self.works:
+            for work in self.works:
+                work.wait()
+            for row, data in zip(self.rows, self.data, strict=True):
                 for (_, _, i, box), entries in self._rooms(data, row):
                     yield i, box, entries

@@ -375,8 +375,8 @@ class TorchOps(FormatOps):
             return out
         if a.ndim <= 3:
             return product(c, a, b, out=out)
-        stack = [t.reshape((-1, *t.shape[-2:])) for t in (c, a, b)]
-        flat = None if out is None else out.view((-1, *out.shape[-2:]))
+        stack = [t.flatten(0, -3) for t in (c, a, b)]  # also of empty matrices, as shards are
+        flat = None if out is None else out.view(stack[0].shape)
         return product(*stack, out=flat).reshape(c.shape)
 
     def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:

@@ -19,8 +19,8 @@ from polarlib.arrays.library import (
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import warn
-from polarlib.arrays.torch_autograd import is_differentiated
-from polarlib.arrays.torch_checks import check_dtensor, check_sizes
+from polarlib.arrays.torch_autograd import is_differentiated, sharded_product
+from polarlib.arrays.torch_checks import check_dtensor, check_sizes, refuse_transformed
 from polarlib.arrays.torch_ops import TorchGradOps, TorchOps, TorchTracedOps
 
 Array = Any
@@ -64,7 +64,7 @@ class TorchShardedOps(TorchGradOps):
 
     def _check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
         """Raise, on every process, an error for DTensors where whole matrices are needed."""
-        check_dtensor(x, name, taken=taken)
+        check_dtensor(x, name, taken=taken, abstract=self.is_abstract(x))
 
     def functional(self, *arrays: Array) -> Ops:
         """Return this arithmetic: nothing is overwritten, and products have a rule."""
@@ -111,14 +111,20 @@ class TorchShardedOps(TorchGradOps):
         layout = _layout(x)
         if not any(layout):
             local = x.redistribute(placements=back).to_local()
-            wrap = functools.partial(_dtensors().DTensor.from_local, device_mesh=mesh)
-            return local, wrap, wrap
+
+            def wrap(y: Array, places: list[Any] | None = None) -> Array:
+                return _dtensors().DTensor.from_local(y.resolve_conj(), mesh, places)
+
+            return local, functools.partial(wrap, places=back), wrap
         few, many = (-2, -1) if x.shape[-2] < x.shape[-1] else (-1, -2)
         target = [many if axis == few else axis for axis in layout]
         why = f"{name} is not sharded along its longer side by Shard, as products need it"
-        laid = self._moved(_summed(x), target, why)
+        # A shard along a dimension of one process is whole; torch would gather the others for it.
+        whole = _dtensors().Replicate()
+        parts = [whole if mesh.size(i) == 1 else place for i, place in enumerate(back)]
+        laid = self._moved(_renamed(_summed(x), parts), target, why)
         # Also if nothing is sent: the derivative of redistribute determines the gradients' layout.
-        return laid, lambda u: u.redistribute(placements=back), lambda h: h
+        return laid, lambda u: _renamed(u.redistribute(placements=parts), back), lambda h: h
 
     def _beside(self, y: Array, laid: Array) -> Array:
         """Return a small tensor, whole on every process, for matrices in the layout."""
@@ -137,15 +143,17 @@ class TorchShardedOps(TorchGradOps):
         mesh, target = x.device_mesh, _placements(layout, x.ndim)
         if list(x.placements) == target and not why:
             return x
-        now, sent = _layout(x), 0.0
-        for i, axis in enumerate(now):
-            if axis and x.placements[i] != target[i]:
-                others = math.prod(mesh.size(j) for j, d in enumerate(now) if d and j != i)
-                parts = mesh.size(i)
-                # From one axis to another torch gathers the whole tensor on CPUs, and selects.
-                exchange = layout[i] and mesh.device_type != "cpu"
-                total = x.numel() * x.element_size() / others
-                sent += total * (1 - 1 / parts) / (parts if exchange else 1)
+        now = _layout(x)
+        parts = {i: mesh.size(i) for i, axis in enumerate(now) if axis}
+        moving = {i for i in parts if x.placements[i] != target[i]}
+        # Shards of shards along the old or the new axis move too.
+        both = {j for i in moving for j in parts if i < j and now[j] in (now[i], layout[i])}
+        # From one axis to another torch gathers the whole tensor on CPUs, and selects.
+        exchange = mesh.device_type != "cpu" and both <= moving and all(layout[i] for i in moving)
+        own = x.numel() * x.element_size() / math.prod(parts.values())
+        sent = own * (math.prod(parts[i] for i in moving | both) - 1)
+        if exchange:
+            sent = own * sum(1 - 1 / parts[i] for i in moving)
         if sent and x.shape[-2] != x.shape[-1]:
             why = why or "the larger Hermitian factor needs all of the unitary one"
             warn(
@@ -154,6 +162,11 @@ class TorchShardedOps(TorchGradOps):
                 UserWarning,
             )
         return x.redistribute(placements=target)
+
+    def adjoint(self, x: Array) -> Array:
+        """Return the conjugate transpose; a tall one is no conjugate view."""
+        y = super().adjoint(x)
+        return y if y.shape[-2] <= y.shape[-1] else _renamed(y, list(y.placements))
 
     def writable(self, x: Array) -> bool:
         """Return whether entries can be assigned; those of pending sums cannot."""
@@ -175,16 +188,10 @@ class TorchShardedOps(TorchGradOps):
         how: str = "sum",
     ) -> Array:
         """Return the DTensor of a layout that has a local tensor, reduced where that is pending."""
-        places, tensor = _placements(layout, len(shape)), _dtensors()
+        places = _placements(layout, len(shape))
         for i in pending:
-            places[i] = tensor.Partial(how)
-        shape = self.torch.Size(shape)
-        stride = self.torch.empty(shape, device="meta").stride()
-        return _summed(
-            tensor.DTensor.from_local(
-                local, like.device_mesh, places, run_check=False, shape=shape, stride=stride
-            )
-        )
+            places[i] = _dtensors().Partial(how)
+        return _summed(dtensor(local, like.device_mesh, places, shape))
 
     def _on_local(self, f: Callable[..., Any], *stacks: Array) -> Any:
         """Apply a function of stacks that keeps their leading axes to local tensors."""
@@ -244,7 +251,7 @@ class TorchShardedOps(TorchGradOps):
             return super().matmul(a, b, out)
         a, b = self._aligned(a, b)
         if self.is_traced(a) or self.is_traced(b):
-            return _product().apply(self, a, b)
+            return sharded_product().apply(self, a, b)
         return self._product(a, b)
 
     def gemm(
@@ -381,6 +388,7 @@ class AnyTorchOps(TorchOps):
         if hasattr(x, "placements"):
             return TorchShardedOps(xp, x.device)
         if is_differentiated(x, import_library("torch")):
+            refuse_transformed(x)
             # Not as on the host: a norm that is read as a number would lose its gradient, and under
             # vmap no number can be read.
             return TorchGradOps(xp, x.device, open_ended=True)
@@ -390,6 +398,32 @@ class AnyTorchOps(TorchOps):
 
 def _dtensors() -> Any:
     return import_library("torch.distributed.tensor")
+
+
+def dtensor(local: Array, mesh: Any, places: Sequence[Any], shape: Sequence[int]) -> Array:
+    """Return the DTensor of a shape that has a local tensor here; nothing is sent."""
+    torch: Any = import_library("torch")
+    whole = torch.empty(shape, device="meta")
+    return _dtensors().DTensor.from_local(
+        local, mesh, places, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
+
+
+def _renamed(x: Array, places: list[Any]) -> Array:
+    """Return a DTensor in placements by which every process has the same part; nothing is sent.
+
+    It is no conjugate view, of which torch has no rule for real and imaginary parts.
+    """
+    if list(x.placements) == places and not x.is_conj():
+        return x
+    return _dtensors().DTensor.from_local(
+        x.to_local().resolve_conj(),
+        x.device_mesh,
+        places,
+        run_check=False,
+        shape=x.shape,
+        stride=x.stride(),
+    )
 
 
 def placements(x: Array) -> tuple[Any, ...]:
@@ -431,9 +465,13 @@ def laid_as(u: Array, x: Array) -> Array:
 
 
 def _layout(x: Array) -> tuple[int, ...]:
-    """Return the axis sharded along each dimension of a mesh, counted from -1; 0 for none."""
-    axes = (getattr(p, "dim", None) for p in x.placements)
-    return tuple(0 if d is None else d - x.ndim if d >= 0 else d for d in axes)
+    """Return the axis sharded along each dimension of a mesh, counted from -1; 0 for none.
+
+    None is along a dimension of one process.
+    """
+    dims = [getattr(p, "dim", None) for p in x.placements]
+    dims = [None if x.device_mesh.size(i) == 1 else d for i, d in enumerate(dims)]
+    return tuple(0 if d is None else d - x.ndim if d >= 0 else d for d in dims)
 
 
 def _placements(layout: Sequence[int], ndim: int) -> list[Any]:
@@ -456,28 +494,3 @@ def _summed(x: Array) -> Array:
             places[i] = _dtensors().Replicate()
             x = x.redistribute(placements=places)
     return x
-
-
-@functools.cache
-def _product() -> Any:
-    """Return the product of aligned DTensors whose derivatives are such products."""
-    torch: Any = import_library("torch")
-
-    class Product(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
-        @staticmethod
-        def forward(ctx: Any, ops: TorchShardedOps, a: Array, b: Array) -> Array:
-            ctx.ops = ops
-            ctx.save_for_backward(a, b)
-            return ops._product(a, b)
-
-        @staticmethod
-        def backward(ctx: Any, g: Array) -> tuple[Array | None, ...]:
-            (a, b), ops = ctx.saved_tensors, ctx.ops
-            _, of_a, of_b = ctx.needs_input_grad
-            return (
-                None,
-                ops.matmul(g, ops.adjoint(b)) if of_a else None,
-                ops.matmul(ops.adjoint(a), g) if of_b else None,
-            )
-
-    return Product

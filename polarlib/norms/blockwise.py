@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any, TypeVar, cast
 
 from polarlib.arrays.checks import MOST_ROWS, count, number
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix
 from polarlib.arrays.ops import ops_of
-from polarlib.arrays.settings import looks_at_nothing, traced_by_dynamo, under_default_settings
+from polarlib.arrays.settings import (
+    looks,
+    looks_at_nothing,
+    traced_by_dynamo,
+    under_default_settings,
+)
 from polarlib.arrays.torch_sharded import laid_as, placements, with_whole
 from polarlib.norms.base import times
 from polarlib.norms.unitary import Polar, spectral
@@ -74,8 +79,8 @@ def per_block(g: A, rows: int = 1, columns: int = 1, *, polar: Polar = None) -> 
     >>> per_block(g, 2, 2).tolist()
     [[1.0, 0.0], [1.0, -1.0]]
     """
-    lmo = spectral(polar=polar).lmo
-    return _of_blocks(lmo, g, *_grid(g, rows, columns))
+    spectral(polar=polar)  # checks `polar` before the matrix
+    return _of_blocks(g, polar, *_grid(g, rows, columns))
 
 
 def block_periodic(
@@ -147,7 +152,7 @@ def block_periodic(
     rows, columns = _grid(g, rows, columns)  # checked in steps of both kinds
     if k % period == 0:
         return lmo(g)
-    t = _of_blocks(lmo, g, rows, columns)
+    t = _of_blocks(g, polar, rows, columns)
     return t if factor == 1 else cast(A, times(t, factor))
 
 
@@ -174,14 +179,24 @@ def _shape(g: Any) -> tuple[int, ...]:
     return tuple(x.shape[-2:])
 
 
-def _of_blocks(lmo: Callable[[Any], Any], g: A, rows: int, columns: int) -> A:
-    """Return an LMO of each block, where the blocks are."""
+def _of_blocks(g: A, polar: Polar, rows: int, columns: int) -> A:
+    """Return the spectral LMO of each block."""
+    if traced_by_dynamo() and not hasattr(g, "placements"):
+        return cast(A, _merged(spectral(polar=polar).lmo(_blocks(g, rows, columns))))
+    return _in_place(g, polar, rows, columns)
+
+
+@functools.partial(
+    looks,
+    reason="norms.per_block of a DTensor reads placements, which torch.compile(fullgraph=True) "
+    "cannot record; leave fullgraph=True out",
+)
+def _in_place(g: A, polar: Polar, rows: int, columns: int) -> A:
+    """Return the spectral LMO of each block, where the blocks are."""
 
     def run(x: Array) -> Array:
-        return _merged(lmo(_blocks(x, rows, columns)))
+        return _merged(spectral(polar=polar).lmo(_blocks(x, rows, columns)))
 
-    if traced_by_dynamo():
-        return cast(A, run(g))
     x, ops = as_matrix(g, "g", sharded=True)
     if all(p.is_replicate() for p in placements(x)[1:]):  # no DTensor, or whole everywhere
         return cast(A, ops.with_shards(run, x, "g", (), (rows, columns)))

@@ -86,13 +86,14 @@ def orthogonalize_all(
     the same result, which differs from that without a mesh as that of other batches does.
 
     - torch: tensors that are not DTensors must be equal on all processes, as gradients after an
-      all-reduce; the results are sent to all by all-gathers. DTensors, on a mesh of the same
-      processes, are sent to the owners by all-to-alls and back to their placements; of pending
-      sums and strided shards to `Replicate`. Messages of equal matrices, up to 25 MiB, are sent
-      while the next ones are computed. Before, an all-reduce of 16 bytes, for which the host waits,
-      compares lists and options; on CPUs one of 8 bytes compares errors. Backward goes the same
-      way, once: gradients of results must be equal on all processes where results are, and second
-      derivatives are refused. torch.compile calls the function between two graphs.
+      all-reduce; the results are sent to all by all-gathers, or by broadcasts where processes have
+      unequal shares. DTensors, on a mesh of the same processes, are sent to the owners by
+      all-to-alls and back to their placements; of pending sums and strided shards to `Replicate`.
+      Messages of equal matrices, up to 25 MiB, are sent while the next ones are computed. Before,
+      an all-reduce of 16 bytes, for which the host waits, compares lists and options; on CPUs one
+      of 8 bytes compares errors. Backward goes the same way, once: gradients of results must be
+      equal on all processes where results are, and second derivatives are refused. torch.compile
+      calls the function between two graphs.
     - JAX: arrays may be on one device, replicated or sharded, and results have their shardings.
       Eagerly matrices are moved. Under `jax.jit`, in rounds of up to 25 MiB per device, every
       device branches to its matrices. Arrays that are sharded along explicit axes are sent to the

@@ -47,6 +47,8 @@ class Meshes:
     def __init__(self):
         self.line = init_device_mesh("cpu", (PROCESSES,))
         self.square = init_device_mesh("cpu", (2, PROCESSES // 2))
+        self.row = init_device_mesh("cpu", (1, PROCESSES))
+        self.column = init_device_mesh("cpu", (PROCESSES, 1))
 
 
 mesh = None  # made in each process
@@ -234,6 +236,10 @@ def stacks():
     a = matrix(2, 3, 7, 3)
     x = distributed(a, mesh.square, (Shard(1), Shard(2)))
     close(polarlib.orthogonalize(x, form="gram"), polarlib.orthogonalize(a, form="gram"))
+    a = matrix(2, 2, 9, 2)  # nothing of it is on the last process
+    for form in "plain", "gram":
+        x = distributed(a, mesh.line, (Shard(2),))
+        close(polarlib.orthogonalize(x, form=form), polarlib.orthogonalize(a, form=form))
     a = matrix(5, 7, 3)
     x = distributed(a, mesh.line, (ROWS,))
     close(
@@ -307,6 +313,54 @@ def strided_shards():
         q = polarlib.orthogonalize(x)
     assert q.placements == x.placements
     close(q, polarlib.orthogonalize(a))
+
+
+@case()
+def dimensions_of_one_process():
+    """A shard along one is whole: nothing is gathered for it, and every method can be used."""
+    a = matrix(12, 3)
+    want = polarlib.orthogonalize(a)
+    for where, placements in (
+        (mesh.row, (COLUMNS, ROWS)),
+        (mesh.row, (ROWS, ROWS)),
+        (mesh.column, (ROWS, COLUMNS)),
+    ):
+        x = distributed(a, where, placements).requires_grad_()
+        with Sent() as sent:
+            q = polarlib.orthogonalize(x)
+        assert {size for _, size in sent.calls} <= {1, 9, SIZES}, sent.calls
+        assert q.placements == placements
+        close(q.detach(), want)
+        q.sum().backward()
+        assert x.grad.placements == placements
+    for b in a, torch.zeros_like(a):
+        x = distributed(b, mesh.column, (WHOLE, ROWS))
+        with Sent() as sent:
+            r = polarlib.polar(x, method="svd")
+        assert not sent.calls
+        assert (r.status.name, r.unitary.placements) == ("CONVERGED", (WHOLE, ROWS))
+        close(r.unitary, polarlib.polar(b, method="svd").unitary)
+        close(r.hermitian, polarlib.polar(b, method="svd").hermitian)
+
+
+@case()
+def complex_matrices():
+    """Results for wide ones are no conjugate views, whose imaginary parts torch cannot take."""
+    a, w = (t.to(torch.complex128) for t in (matrix(3, 9), matrix(9, 3).mT))
+    a = a + 1j * w
+    for placement in COLUMNS, WHOLE:
+        x = distributed(a, mesh.line, (placement,)).requires_grad_()
+        y = a.clone().requires_grad_()
+        for f in (
+            lambda t: polarlib.orthogonalize(t, schedule="adaptive"),
+            polarlib.nearest_orthogonal,
+        ):
+            x.grad = y.grad = None
+            q, want = torch.view_as_real(f(x)), torch.view_as_real(f(y))
+            close(q.detach(), want.detach())
+            (q**3).sum().backward()
+            (want**3).sum().backward()
+            close(x.grad, y.grad, atol=1e-8)
 
 
 # -- what is sent ------------------------------------------------------------------------------
@@ -471,12 +525,38 @@ def steps_of_fsdp2():
             assert p.placements == kept
 
 
+@case(slow=True)
+def compiled_blocks():
+    """Blocks are made of what each process has, or of what a warning tells is sent to it."""
+    a = matrix(12, 3)
+    for where, rows, told in (ROWS, 4, False), (ROWS, 3, True):
+        torch._dynamo.reset()
+        f = torch.compile(
+            lambda t, rows=rows: norms.per_block(2 * t, rows, polar=polarlib.orthogonalize),
+            backend="aot_eager",
+        )
+        with warned(told):
+            q = f(distributed(a, mesh.line, (where,)))
+        assert q.placements == (where,)
+        close(q, norms.per_block(a, rows, polar=polarlib.orthogonalize))
+
+
 @case()
 def sizes_are_told():
-    """Of a column-sharded tall matrix three quarters of 8 m n bytes come from other processes."""
-    x = distributed(matrix(1000, 100), mesh.line, (COLUMNS,))
-    with pytest.warns(UserWarning, match=r"gathers 0\.6 MB per device"):
-        polarlib.orthogonalize(x, steps=1)
+    """What a process receives from others: of p parts p - 1, and those of shards of shards."""
+    for where, placements, told in (
+        (mesh.line, (COLUMNS,), "0.6"),
+        (mesh.square, (ROWS, COLUMNS), "0.2"),
+        (mesh.square, (COLUMNS, WHOLE), "0.4"),
+        (mesh.square, (COLUMNS, COLUMNS), "0.6"),
+        (mesh.square, (COLUMNS, ROWS), "0.6"),
+    ):
+        x = distributed(matrix(1000, 100), where, placements)
+        with Sent() as sent, pytest.warns(UserWarning, match=rf"gathers {told} MB per device"):
+            polarlib.orthogonalize(x, steps=1)
+        gathered = [8 * size for name, size in sent.calls if "gather" in name]
+        before = gathered[: len(gathered) // 2]  # and as much after
+        assert sum(before) * (where.size(0) - 1) == float(told) * 1e6
 
 
 # -- formats, where results go -----------------------------------------------------------------
@@ -515,7 +595,9 @@ def storage():
         assert out.placements == (placement,)
         close(out, want)
     assert torch.equal(x.full_tensor(), a)
-    for given, bad in (x, a.clone()), (a, x), (x, distributed(a, mesh.square, (ROWS, WHOLE))):
+    other = distributed(a, mesh.square, (ROWS, WHOLE))
+    alike(lambda: polarlib.orthogonalize(x, out=a.numpy()), TypeError, "of another library")
+    for given, bad in (x, a.clone()), (a, x), (x, other):
         alike(lambda g=given, b=bad: polarlib.orthogonalize(g, out=b), TypeError, "out must be a")
     pending = distributed(a, mesh.line, (Partial(),))
     alike(lambda: polarlib.orthogonalize(x, out=pending), ValueError, "must be writable")
@@ -582,6 +664,8 @@ def gradients():
     polarlib.orthogonalize(y).sum().backward()
     close(x.grad, y.grad, atol=1e-9)
     alike(lambda: polarlib.polar(x, method="jordan"), ValueError, "is not differentiated")
+    for f in polarlib.orthogonalize, polarlib.nearest_orthogonal:
+        alike(lambda f=f: torch.func.vjp(f, x.detach()), TypeError, "use backward()")
 
 
 @case()
@@ -653,6 +737,9 @@ def bad_arguments():
     unknown = DTensor.from_local(matrix(9, 3), mesh.line, (Partial("xor"),), run_check=False)
     for f in polarlib.orthogonalize, polarlib.polar:
         alike(lambda f=f: f(unknown), ValueError, "has the placement Partial(xor)")
+    empty = DTensor.from_local(torch.empty(3, 3, device="meta"), mesh.line, (ROWS,))
+    for f in polarlib.orthogonalize, polarlib.polar:
+        alike(lambda f=f: f(empty), TypeError, "is a DTensor without entries")
     whole = distributed(matrix(9), mesh.line, (WHOLE,))
     alike(lambda: polarlib.orthogonalize(whole), ValueError, "must be a matrix")
     alike(lambda: polarlib.orthogonalize_all([x, whole]), ValueError, "gradients[1]")
@@ -739,6 +826,15 @@ def whole_matrices_take_every_method():
 @case()
 def elementwise_steps():
     x = distributed(matrix(9, 3), mesh.line, (ROWS,))
+    a, q = x.full_tensor(), matrix(3, 1)
+    for f in (
+        lambda m, g: updates.ema(m, g, 0.9),
+        lambda m, g: updates.dion(m, g, q),
+    ):
+        for pair in (x, a), (a, x), (x, distributed(a, mesh.square, (ROWS, WHOLE))):
+            alike(lambda f=f, p=pair: f(*p), TypeError, "g must be a ", "convert one of them")
+    alike(lambda: updates.dion(x, x, q), TypeError, "pass the whole tensor, m.full_tensor()")
+    assert updates.dion(x.full_tensor(), x.full_tensor(), q)[0].shape == x.shape
     lmo = norms.spectral(polar=polarlib.orthogonalize).lmo
     new = updates.scg_step(x, updates.ema(x, x, 0.9), lmo, step=0.1)
     assert (new[0] if isinstance(new, tuple) else new).placements == (ROWS,)

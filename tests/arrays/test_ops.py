@@ -373,6 +373,8 @@ def check_gemm(lab):
         for out in outs(lab, want.shape, lab.give(a)):
             got = lab.ops.gemm(lab.make(a), lab.make(b), lab.make(c), alpha, beta, out)
             lab.equal(got, want, bound=bound)
+    empty = lab.ops.gemm(lab.make(a[..., :0, :]), lab.make(b), lab.make(c[..., :0, :]), 2.0, 1.0)
+    assert tuple(empty.shape) == (*a.shape[:-2], 0, 4)  # as local tensors of shards
 
 
 def check_gemm_hermitian(lab):

@@ -103,7 +103,7 @@ class Sent(TorchDispatchMode):
             return NotImplemented
         name = str(func)
         if name.startswith(("_c10d_functional.", "c10d.")) and "wait" not in name:
-            tensor = args[0][0] if "allreduce" in name else args[1]
+            tensor = args[1] if "gather" in name or "alltoall" in name else args[0][0]
             self.calls.append((name.split(".")[1].rstrip("_"), tensor.nbytes))
         return func(*args, **(kwargs or {}))
 
@@ -215,7 +215,7 @@ def pending_sums_and_strided_shards():
 
 @case()
 def collectives_are_counted():
-    """One all-reduce before and after; an all-gather, or two all-to-alls, per round."""
+    """One all-reduce before and after; an all-gather, broadcasts, or two all-to-alls, per round."""
     xs = matrices([(16, 8)] * 8, torch.float32)
     size = 16 * 8 * 4
     with Sent() as sent:
@@ -235,6 +235,14 @@ def collectives_are_counted():
     with Sent() as sent:
         orthogonalize_all(several, mesh=mesh.line, **HOW)
     assert sent.names() == ["allreduce", "_allgather_base", "_allgather_base", "allreduce"]
+    # An all-gather of one matrix and three small ones would send the large one four times.
+    for few, sizes in ([(16, 8)], [1024]), ([(16, 8)] + [(2, 3)] * 3, [1024] + [48] * 3):
+        with Sent() as sent:
+            close(
+                orthogonalize_all(matrices(few), mesh=mesh.line, **HOW),
+                orthogonalize_all(matrices(few), **HOW),
+            )
+        assert sent.calls[1:-1] == [("broadcast", size) for size in sizes]
     with Sent() as sent:
         orthogonalize_all([], mesh=mesh.line, **HOW)
     assert sent.names() == ["allreduce", "allreduce"]
