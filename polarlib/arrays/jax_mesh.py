@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -209,7 +210,8 @@ class JaxMesh:
 
         Shards are sent to the owners, and those of the results back, by an all-to-all per dtype;
         results for replicated arrays are sent to all devices by an all-gather. Messages of a dtype
-        are filled with zeros to equal lengths. Devices with pieces of equal shapes, dtypes and
+        are filled with zeros to equal lengths; where that more than doubles an all-gather, a sum of
+        zeros and the results is in its place. Devices with pieces of equal shapes, dtypes and
         shardings have one branch.
         """
         jax = import_library("jax")
@@ -218,19 +220,25 @@ class JaxMesh:
         owned = [[p for p in cuts if p.owner == r] for r in range(self.count)]
         signatures = [tuple((kinds[p], cuts[p]) for p in own) for own in owned]
         branches = list(dict.fromkeys(signatures))
+        me = lax.axis_index(every)
         # Where each piece is in the messages of its kind from or to its owner, and their lengths.
         at: dict[Any, slice] = {}
-        lengths: dict[tuple[bool, str], int] = {}
-        for own in owned:
-            ends: dict[tuple[bool, str], int] = {}
+        sizes: dict[tuple[bool, str], list[int]] = {k: [0] * self.count for k in kinds.values()}
+        for r, own in enumerate(owned):
             for p in own:
-                start = ends.get(kinds[p], 0)
-                ends[kinds[p]] = start + math.prod(cuts[p].block)
-                at[p] = slice(start, ends[kinds[p]])
-            lengths |= {kind: max(end, lengths.get(kind, 0)) for kind, end in ends.items()}
+                start = sizes[kinds[p]][r]
+                sizes[kinds[p]][r] += math.prod(cuts[p].block)
+                at[p] = slice(start, sizes[kinds[p]][r])
+        lengths = {k: max(each) for k, each in sizes.items()}
+        summed = {k for k in sizes if not k[0] and self.count * lengths[k] > 2 * sum(sizes[k])}
 
         def message(kind: tuple[bool, str], values: dict[Any, Array], *leading: int) -> Array:
             rows = [v for p, v in values.items() if kinds[p] == kind]
+            if kind in summed:
+                whole = xp.zeros(sum(sizes[kind]), kind[1])
+                start = xp.asarray([0, *itertools.accumulate(sizes[kind])])[me]
+                row = xp.concatenate([*rows, whole[:0]])
+                return lax.dynamic_update_slice_in_dim(whole, row, start, 0)
             free = lengths[kind] - sum(v.shape[-1] for v in rows)
             return xp.concatenate([*rows, xp.zeros((*leading, free), kind[1])], -1)
 
@@ -241,9 +249,9 @@ class JaxMesh:
             flat = [{p: xp.ravel(_piece(arrays, p)) for p in own} for own in owned]
             return exchanged(xp.stack([message(kind, values) for values in flat]))
 
-        received = {kind: to_owners(kind) for kind in lengths if kind[0]}
+        received = {kind: to_owners(kind) for kind in sizes if kind[0]}
 
-        def branch(which: int, me: Array) -> list[Array]:
+        def branch(which: int) -> list[Array]:
             who = [r for r, found in enumerate(signatures) if found == branches[which]]
             place = xp.asarray([who.index(r) if r in who else 0 for r in range(self.count)])
             choices = [
@@ -261,14 +269,20 @@ class JaxMesh:
                 p: cuts[p].divided(u) if cuts[p].sharded else xp.ravel(u)
                 for p, u in zip(own, us, strict=True)
             }
-            return [message(k, flat, *([self.count] if k[0] else [])) for k in lengths]
+            return [message(k, flat, *([self.count] if k[0] else [])) for k in sizes]
 
-        me = lax.axis_index(every)
-        choices = [lambda b=b: branch(b, me) for b in range(len(branches))]
+        def returned(kind: tuple[bool, str], row: Array) -> list[Array]:
+            """Return, for each owner, what it has sent."""
+            if kind in summed:
+                ends = list(itertools.accumulate(sizes[kind]))
+                return list(xp.split(lax.psum(row, every), ends[:-1]))
+            return list(exchanged(row) if kind[0] else lax.all_gather(row, every))
+
+        choices = [functools.partial(branch, b) for b in range(len(branches))]
         number = xp.asarray([branches.index(found) for found in signatures])[me]
-        rows = dict(zip(lengths, lax.switch(number, choices), strict=True))
-        back = {k: exchanged(v) if k[0] else lax.all_gather(v, every) for k, v in rows.items()}
-        return [xp.reshape(back[kinds[p]][p.owner, at[p]], cut.block) for p, cut in cuts.items()]
+        rows = dict(zip(sizes, lax.switch(number, choices), strict=True))
+        back = {kind: returned(kind, row) for kind, row in rows.items()}
+        return [xp.reshape(back[kinds[p]][p.owner][at[p]], cut.block) for p, cut in cuts.items()]
 
 
 class _Cut(NamedTuple):
