@@ -78,8 +78,8 @@ class JaxOps(Ops):
         if any(axes is not None for axes in spec[-2:]):
             raise TypeError(
                 f"{name} is sharded along explicit axes, {sharding.spec}, which only "
-                "orthogonalize, orthogonalize_all, polar and the lmo of "
-                "spectral(polar=orthogonalize) accept; pass "
+                "orthogonalize, orthogonalize_all, polar, nearest_orthogonal, per_block and the "
+                "lmo of spectral with polar='polar_express' or another schedule accept; pass "
                 f"the whole array, jax.sharding.reshard({name}, jax.sharding.PartitionSpec())"
             )
 

@@ -187,8 +187,10 @@ def _laid_out(f: Runs, x: Array, beside: Sequence[Array], sharding: Any, layout:
     large = x.shape[layout.longer] if x.shape[-2] != x.shape[-1] else 0
 
     def small(y: Any) -> Any:
-        spec = layout.of_small(np.shape(y), large)
-        return move(y, _placed(mesh, spec)) if isinstance(y, jax.Array) else y
+        # Under vmap, numbers that do not depend on the matrices are constants of one device.
+        if not isinstance(y, jax.core.Tracer if traced else jax.Array):
+            return y
+        return move(y, _placed(mesh, layout.of_small(np.shape(y), large)))
 
     return each(result, lambda u: move(move(u, laid), sharding), small)
 
