@@ -163,6 +163,22 @@ def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: i
     return _laid_out(f, x, beside, sharding, layout)
 
 
+def warn_of_gather(x: Array, factorisation: str) -> None:
+    """Warn if a factorisation gathers matrices that are sharded, where that is known."""
+    sharding = known_sharding(x)
+    if sharding is None or 0 in x.shape:
+        return
+    *stack, m, n = sharding.shard_shape(x.shape)
+    received = math.prod(stack) * (math.prod(x.shape[-2:]) - m * n) * x.dtype.itemsize / 1e6
+    if received:
+        warn(
+            f"{factorisation} of a matrix of shape {tuple(x.shape)} with the sharding "
+            f"{getattr(sharding, 'spec', sharding)} gathers {received:.2g} MB per device; "
+            "orthogonalize and polar keep matrices sharded",
+            UserWarning,
+        )
+
+
 def _laid_out(f: Runs, x: Array, beside: Sequence[Array], sharding: Any, layout: Layout) -> Any:
     """Run a function on a mesh with automatic axes; explicit ones need a sharding per call."""
     jax, mesh = import_library("jax"), sharding.mesh

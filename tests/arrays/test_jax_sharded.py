@@ -196,6 +196,13 @@ AUTOMATIC = """
         close(r.unitary, polarlib.polar(tall).unitary)
     if not brief:
         close(jax.jvp(unitary, (x,), (e,))[1], polarlib.polar_jvp(tall, other)[0])
+    if kind == "Auto":
+        # Of others, those that factorise a sharded matrix gather it, and warn.
+        (told,) = messages(polarlib.norms.spectral().lmo, x)
+        assert f"gathers {x.nbytes * 3 / 4 / 1e6:.2g} MB per device" in told, told
+        assert "svd" in told and "(64, 8)" in told and "P('r',)" in told, told
+        assert not messages(polarlib.norms.spectral().lmo, put(tall, mesh))
+        assert not messages(lambda y: polarlib.norms.normalise(y, "rows"), x)
     if kind == "Auto" or brief:
         print("done")
         sys.exit()
