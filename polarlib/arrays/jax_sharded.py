@@ -165,8 +165,8 @@ def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: i
 
 def warn_of_gather(x: Array, factorisation: str) -> None:
     """Warn if a factorisation gathers matrices that are sharded, where that is known."""
-    sharding = known_sharding(x)
-    if sharding is None or 0 in x.shape:
+    sharding = None if mesh_of(x) is None or 0 in x.shape else known_sharding(x)
+    if sharding is None:
         return
     *stack, m, n = sharding.shard_shape(x.shape)
     received = math.prod(stack) * (math.prod(x.shape[-2:]) - m * n) * x.dtype.itemsize / 1e6
