@@ -190,11 +190,11 @@ def polar(
 
     Under ``jax.jit`` and ``jax.vmap`` no entry can be read, and the methods of fixed work are
     available: "svd", "qdwh", "zolotarev", "newton_schulz", "qr", and schedules. "auto" is "svd"
-    there. "qdwh" and "zolotarev" have the steps for `cond`, or for the largest condition number of
-    the format. Error estimates and `converged` of the result are then arrays, `status` and `reason`
-    are None. There is no warning and no fallback to the SVD, and NaN or infinity gives NaN. `throw`
-    and `callback` raise TypeError, and `sigma_min` is ignored. docs/guide/derivatives.md has a
-    table of the results.
+    there, or "gram" for a matrix that is sharded along explicit mesh axes. "qdwh" and "zolotarev"
+    have the steps for `cond`, or for the largest condition number of the format. Error estimates
+    and `converged` of the result are then arrays, `status` and `reason` are None. There is no
+    warning and no fallback to the SVD, and NaN or infinity gives NaN. `throw` and `callback` raise
+    TypeError, and `sigma_min` is ignored. docs/guide/derivatives.md has a table of the results.
 
     References
     ----------
@@ -249,7 +249,7 @@ def polar(
             return apply(a)
         refuse = options.check_differentiable
         settled = lambda a: apply(a)._settled()  # noqa: E731
-        return differentiable_polar(settled, a, unitary_factor, options.side, refuse)
+        return differentiable_polar(settled, a, _exact(options), options.side, refuse)
 
     if options.overwrite_a and not recorded:
         result = _in_its_storage(a, ops, options)
@@ -306,9 +306,17 @@ def unitary_factor(
         return decompose(a, how)
 
     def find(a: Array) -> Array:
-        return differentiable_unitary(apply, a, unitary_factor) if recorded else apply(a)
+        return differentiable_unitary(apply, a, _exact(how)) if recorded else apply(a)
 
     return copied(ops.with_shards(find, a, "a"), u_out)
+
+
+def _exact(options: Options) -> Callable[[Array], Array]:
+    """Return the function of the unitary factor from which derivatives are computed."""
+    if not options.sharded:
+        return unitary_factor
+    how = dataclasses.replace(options, method="auto", completion=True, form_h=False)
+    return functools.partial(decompose, options=how)
 
 
 # -- storage ---------------------------------------------------------------------------------

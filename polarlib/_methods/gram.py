@@ -93,6 +93,31 @@ def orthonormal_basis(
             callback(len(defects), q)
 
 
+def traced_basis(x: Array, ops: Ops) -> tuple[Array, Array, Array]:
+    """Return Q, S, and the number of Gram matrices of :func:`orthonormal_basis`, under a trace.
+
+    ``X = Q S``. The loop of the library contains the stopping test.
+    """
+    xp, n = ops.xp, x.shape[-1]
+    shift = LIKELY * math.sqrt(n) * format_of(format_name(x)).epsilon
+
+    def step(state: Any) -> Any:
+        q, s, _, k = state
+        w, v = ops.eigh(ops.gram(q))
+        left = xp.max(xp.sum((w - 1) ** 2, axis=-1)) > NEAR**2
+        w = xp.maximum(w, xp.zeros_like(w)) + w[..., -1:] * (shift * xp.astype(left, w.dtype))
+        root = xp.sqrt(w)[..., None, :]
+        q = ops.matmul(q, ops.divide(v, ops.divisor(root)))
+        return q, ops.matmul(ops.adjoint(v * root), s), left, k + 1
+
+    def going(state: Any) -> Array:
+        return state[2] & (state[3] < MOST)
+
+    s = xp.broadcast_to(ops.eye(n, x), (*x.shape[:-2], n, n))
+    q, s, _, k = ops.repeat_while(going, step, (x, s, xp.asarray(True), xp.asarray(0)))
+    return q, s, k
+
+
 def _spectrum(g: Array) -> Array:
     """Return eigenvectors above a row of the eigenvalues, shape (..., n + 1, n)."""
     ops = ops_of(g)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from polarlib._methods.gram import orthonormal_basis
+from polarlib._methods.gram import orthonormal_basis, traced_basis
 from polarlib.arrays.functions import above_noise
 from polarlib.arrays.library import astype_like
 from polarlib.arrays.ops import Ops, ops_of
@@ -43,8 +43,14 @@ def polished(q: Array, ops: Ops) -> Array:
     return ops.gemm(q, defect, q, alpha=-0.5, beta=1.0)
 
 
-def partial_isometry(x: Array, ops: Ops) -> Array:
-    """Return U_r V_r^H for singular values above ``max(m, n) eps sigma_1``; 0 for a zero matrix."""
+def partial_isometry(x: Array, ops: Ops, *, sharded: bool = False) -> Array:
+    """Return U_r V_r^H for singular values above ``max(m, n) eps sigma_1``; 0 for a zero matrix.
+
+    `sharded` is whether a matrix that is traced is sharded.
+    """
+    if sharded and ops.is_abstract(x):
+        q, s, _ = traced_basis(x, ops)
+        return ops.matmul(q, _truncated(s, x.shape, ops))
     if not ops.host and ops.is_sharded(x):
         b = orthonormal_basis(x, ops)
         w = ops.computed_once(lambda s: _truncated(s, x.shape, ops_of(s)), b.s)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from polarlib._methods.gram import traced_basis
 from polarlib._methods.halley import rational
 from polarlib._methods.newton_schulz import GROWTH, MAX_ITERATIONS, SETTLED, STALLED
 from polarlib._methods.polynomial import polynomial
@@ -129,6 +130,14 @@ def newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tup
     state = x, g, defect, defect > SETTLED * eps, xp.asarray(0)
     x, _, _, _, k = ops.repeat_while(going, step, state)
     return x, Run(k, 1 + 2 * k, True)
+
+
+def gram(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
+    """Run the method of sharded matrices, with the SVD of the n x n matrix."""
+    q, s, k = traced_basis(x, ops)
+    u, values, vh = ops.svd(s)
+    factor = ops.matmul(q, ops.matmul(u, vh))
+    return factor, Run(k, 2 * k, True, singular_values=values, method="gram")
 
 
 def fixed_schedule(x: Array, ops: Ops, chosen: Schedule, callback: Any = None) -> tuple[Array, Run]:

@@ -50,6 +50,8 @@ class Options:
     overwrite_a: bool = False
     form_h: bool = True
     caller: str = "polar"
+    # Set by `check_for`, since stages that run under a trace may not see it.
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         if type(self.side) is not str or self.side not in SIDES:
@@ -84,16 +86,13 @@ class Options:
         """Raise ValueError for options whose factorisations would gather a sharded matrix."""
         # These methods use products and sums of n x n matrices alone.
         small_only = self.method == "newton_schulz" or self.is_fixed
-        allowed = small_only and self.completion
-        if self.method == "auto":  # a condition number cannot be read under a trace
-            allowed = not ops.is_abstract(a)
-        if ops.is_sharded(a) and not allowed:
-            other = "" if ops.is_abstract(a) else "'auto', "
+        self.sharded = ops.is_sharded(a)
+        if self.sharded and self.method != "auto" and not (small_only and self.completion):
             simple = self.completion or not small_only
             what = f"method={self.method!r}" if simple else f"completion=False with {self.name!r}"
             raise ValueError(
                 f"a is sharded over several devices, and {what} would replicate it on each of "
-                f"them; use polar with method={other}'newton_schulz' or a schedule, or "
+                "them; use polar with method='auto', 'newton_schulz' or a schedule, or "
                 "orthogonalize, or gather a first"
             )
 

@@ -24,6 +24,7 @@ from polarlib._methods import (
     worst_of,
 )
 from polarlib._methods.options import resolve_schedule
+from polarlib._methods.traced import gram as traced_gram
 from polarlib._stages.options import Options, lower_bound
 from polarlib._stages.results import SUCCESS, closed_form, conclude, empty, missed
 from polarlib.arrays.entered import Entered, enter
@@ -139,7 +140,7 @@ def decompose(a: Array, options: Options, h_out: Array | None = None) -> Any:
     stages = (_TracedStages if traced else _Stages)(entered, options, tol)
     if not options.form_h and not options.completion:
         # Without H the rank needs singular values, and their SVD also gives the factor.
-        return entered.leave(partial_isometry(entered.x, ops))
+        return entered.leave(partial_isometry(entered.x, ops, sharded=options.sharded))
     stages.run(lower)
     stages.check()
     stages.fall_back()
@@ -169,6 +170,8 @@ def _run(
         return u, worst_of(runs, x.shape[:-2])
     precision = format_name(x)
     if ops.is_abstract(x):
+        if method == "auto" and options.sharded:
+            return traced_gram(x, ops, tol=tol, lower=lower)
         if isinstance(method, str) and method in TRACED:
             return TRACED[method](x, ops, tol=tol, lower=lower)
         return fixed_schedule(x, ops, resolve_schedule(method, None, precision))
@@ -406,7 +409,7 @@ class _TracedStages(_Stages):
         x, ops, tol, n = self.x, self.ops, self.tol, self.x.shape[-1]
         if not self.options.completion:
             deficient, self.isometry = self.rank < n, True
-            part = partial_isometry(x, ops)
+            part = partial_isometry(x, ops, sharded=self.options.sharded)
             self.u = ops.xp.where(deficient[..., None, None], part, self.u)
             self.estimates = evidence(self.u, x, ops)
             orthogonality, error = figures(self.u, self.estimates.hermitian, x, ops, isometry=True)

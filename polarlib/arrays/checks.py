@@ -38,7 +38,7 @@ MOST_ROWS = 2**26
 # Functions that accept sharded matrices.
 TAKING_SHARDS = (
     "orthogonalize, orthogonalize_all, polar, nearest_orthogonal and, with polar='polar_express' "
-    "or another schedule, norms.per_block and the lmo of norms.spectral"
+    "or another schedule, norms.per_block, norms.block_periodic and the lmo of norms.spectral"
 )
 
 

@@ -20,6 +20,7 @@ from polarlib.arrays.jax_sharded import (
     known_sharding,
     mesh_of,
     run_sharded,
+    warn_of_gather,
 )
 from polarlib.arrays.library import import_library, on_cpu
 from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only
@@ -83,6 +84,12 @@ class JaxOps(Ops):
                 f"{TAKING_SHARDS} accept; pass the whole array, "
                 f"jax.sharding.reshard({name}, jax.sharding.PartitionSpec())"
             )
+
+    def _where_it_can(self, factorise: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
+        """Factorise; warn for matrices of which no device has all, where that is known."""
+        for x in arrays:
+            warn_of_gather(x, factorise.__name__)
+        return super()._where_it_can(factorise, *arrays, **options)
 
     def _host_view(self, x: Array) -> np.ndarray | None:
         """Return a view of one matrix on a CPU: eager JAX takes 2 to 5 times as long as NumPy."""

@@ -203,6 +203,22 @@ def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: B
     return _laid_out(f, x, beside, sharding, layout)
 
 
+def warn_of_gather(x: Array, factorisation: str) -> None:
+    """Warn if a factorisation gathers matrices that are sharded, where that is known."""
+    sharding = None if mesh_of(x) is None or 0 in x.shape else known_sharding(x)
+    if sharding is None:
+        return
+    *stack, m, n = sharding.shard_shape(x.shape)
+    received = math.prod(stack) * (math.prod(x.shape[-2:]) - m * n) * x.dtype.itemsize / 1e6
+    if received:
+        warn(
+            f"{factorisation} of a matrix of shape {tuple(x.shape)} with the sharding "
+            f"{getattr(sharding, 'spec', sharding)} gathers {received:.2g} MB per device; "
+            "orthogonalize and polar keep matrices sharded",
+            UserWarning,
+        )
+
+
 def _laid_out(f: Runs, x: Array, beside: Sequence[Array], sharding: Any, layout: Layout) -> Any:
     """Run a function on a mesh with automatic axes; explicit ones need a sharding per call."""
     jax, mesh = import_library("jax"), sharding.mesh
@@ -227,8 +243,10 @@ def _laid_out(f: Runs, x: Array, beside: Sequence[Array], sharding: Any, layout:
     large = x.shape[layout.longer] if x.shape[-2] != x.shape[-1] else 0
 
     def small(y: Any) -> Any:
-        spec = layout.of_small(np.shape(y), large)
-        return move(y, _placed(mesh, spec)) if isinstance(y, jax.Array) else y
+        # Under vmap, numbers that do not depend on the matrices are constants of one device.
+        if not isinstance(y, jax.core.Tracer if traced else jax.Array):
+            return y
+        return move(y, _placed(mesh, layout.of_small(np.shape(y), large)))
 
     return each(result, lambda u: move(move(u, laid), sharding), small)
 

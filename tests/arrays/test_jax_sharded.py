@@ -170,6 +170,87 @@ def test_placements_values_collectives_and_gradients(extent):
     run(LAYOUTS, extent)
 
 
+AUTOMATIC = """
+    import sys
+    kind, brief = sys.argv[1], sys.argv[1:] == ["Explicit"]
+    mesh = mesh_of(kind)
+    x, e = (put(a, mesh, "r") for a in (tall, other))
+
+    def unitary(y):
+        return polarlib.polar(y).unitary
+
+    def gradient(f):
+        return lambda y, e: jax.vjp(f, y)[1](e)[0]
+
+    # Outside of jit the derivative is that of the method "gram", for both kinds of axes.
+    for f in (unitary,) if brief else (unitary, polarlib.nearest_orthogonal):
+        g = gradient(f)(x, e)
+        shaped(g, x, f)
+        close(g, polarlib.polar_vjp(tall, other))
+    if kind == "Explicit":
+        # No matrix is gathered: the Gram matrices are summed in one loop.
+        assert collectives(unitary, x, 8) == {"sums": 1}
+        r = jax.jit(polarlib.polar)(x)
+        assert (r.method, int(r.iterations), bool(r.converged)) == ("gram", 2, True)
+        shaped(r.unitary, x, "jit")
+        close(r.unitary, polarlib.polar(tall).unitary)
+    if not brief:
+        close(jax.jvp(unitary, (x,), (e,))[1], polarlib.polar_jvp(tall, other)[0])
+    if kind == "Auto":
+        # Of others, those that factorise a sharded matrix gather it, and warn.
+        (told,) = messages(polarlib.norms.spectral().lmo, x)
+        assert f"gathers {x.nbytes * 3 / 4 / 1e6:.2g} MB per device" in told, told
+        assert "svd" in told and "(64, 8)" in told and "P('r',)" in told, told
+        assert not messages(polarlib.norms.spectral().lmo, put(tall, mesh))
+        assert not messages(lambda y: polarlib.norms.normalise(y, "rows"), x)
+    if kind == "Auto" or brief:
+        print("done")
+        sys.exit()
+
+    g = jax.jit(gradient(unitary))(x, e)
+    shaped(g, x, "jit")
+    close(g, polarlib.polar_vjp(tall, other))
+    graded = np.geomspace(1, 1e-12, 8) * tall
+    half = jnp.asarray(tall, "bfloat16")
+    zeros = np.concatenate([tall[:, :7], 0 * tall[:, :1]], axis=1)
+    compiled = jax.jit(polarlib.polar, static_argnames="completion")
+    for a, rank, steps, completion in (tall, 8, 2, True), (graded, 8, 3, True), (
+        zeros, 7, 4, False
+    ), (0 * tall, 0, 8, False):
+        r = compiled(put(a, mesh, "r"), completion=completion)
+        shaped(r.unitary, x, rank)
+        assert (r.method, int(r.rank), bool(r.converged)) == ("gram", rank, True), (a, r)
+        assert int(r.iterations) <= 8 if rank < 8 else int(r.iterations) == steps
+        u, h = np.asarray(r.unitary), np.asarray(r.hermitian)
+        close(u @ h, a)
+        close(u.T @ u if completion else u @ (u.T @ u), np.eye(8) if completion else u)
+    assert collectives(lambda y: compiled(y, completion=False).unitary, x, 8) == {"sums": 2}
+    for y in x, put(half, mesh, "r"):
+        found = collectives(lambda y: gradient(unitary)(y, y), y, 8)
+        assert set(found) == {"sums"}, found
+    stack = rng.standard_normal((8, 16, 6))
+    want = polarlib.polar(stack).unitary
+    for spec in ("r",), ("c", "r"):
+        for f in unitary, jax.vmap(unitary), jax.jit(jax.vmap(unitary)):
+            u = f(put(stack, mesh, *spec))
+            shaped(u, put(stack, mesh, *spec), spec)
+            close(u, want)
+    print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("Explicit",),
+        pytest.param(("Explicit", "whole"), marks=pytest.mark.slow),
+        pytest.param(("Auto", "whole"), marks=pytest.mark.slow),
+    ],
+)
+def test_the_automatic_choice_is_differentiated_and_compiled(arguments):
+    run(AUTOMATIC, *arguments)
+
+
 OTHERS = """
     import sys
 
@@ -261,14 +342,6 @@ OTHERS = """
     halves = [ortho(tall[:32]), ortho(tall[32:])]
     close(jax.jit(manual)(put(tall, mesh, "c")), np.concatenate(halves))
     both(ortho, put(tall, mesh), ortho(tall), "replicated")
-    if kind == "Explicit":
-        try:
-            jax.jit(polarlib.polar)(x)
-        except ValueError as error:
-            assert "several devices" in str(error)
-        else:
-            raise AssertionError("not refused under jit")
-
     def factors(y):
         r = polarlib.polar(y, method="newton_schulz")
         return r.unitary, r.hermitian
