@@ -480,10 +480,8 @@ def _check(x: Array, other: Any, name: str) -> None:
     """Raise for arrays that would broadcast, lose an imaginary part or mix libraries."""
     for value, called in ((x, "the first array"), (other, name)):
         if not is_array(value):
-            raise TypeError(
-                f"{called} must be an array of a supported library, got {shown(value)} "
-                f"({type(value).__name__})"
-            )
+            got = f"{shown(value)} ({type(value).__name__})"
+            raise TypeError(f"{called} must be an array of a supported library, got {got}")
         plain_array(value, called)
         if not format_name(value):
             raise TypeError(f"{called} must be of a floating dtype, got {dtype_name(value)}")
