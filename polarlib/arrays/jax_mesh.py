@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from polarlib.arrays.jax_sharded import alike, explicit_sharding, known_sharding
+from polarlib.arrays.jax_sharded import alike, axes_of, explicit_sharding, known_sharding
 from polarlib.arrays.library import import_library
 
 Array = Any
@@ -187,7 +187,7 @@ class JaxMesh:
         """
         spec = import_library("jax").sharding.PartitionSpec
         given = explicit_sharding(x)
-        axes = [] if given is None else _names(_spec(x))
+        axes = [] if given is None else list(axes_of(given.spec, x.ndim))
         if 0 in x.shape or not any(axes):
             return spec()
         for axis in self.mesh.axis_names:
@@ -304,8 +304,7 @@ class _Cut(NamedTuple):
 
     @classmethod
     def of(cls, mesh: Any, spec: Any, shape: tuple[int, ...]) -> _Cut:
-        names = [*_names(spec), *[()] * (len(shape) - len(spec))]
-        sizes = tuple(mesh.shape.values())
+        sizes, names = tuple(mesh.shape.values()), axes_of(spec, len(shape))
         axes = tuple(tuple(map(mesh.axis_names.index, each)) for each in names)
         counts = [math.prod(sizes[axis] for axis in each) for each in axes]
         return cls(sizes, axes, tuple(n // k for n, k in zip(shape, counts, strict=True)))
@@ -356,11 +355,6 @@ def _spec(x: Array) -> tuple[Any, ...]:
     if sharding is not None and spec is None and not sharding.is_fully_replicated:
         spec = [True] * x.ndim  # a sharding of another kind
     return (*(spec or ()), *[None] * (int(x.ndim) - len(spec or ())))
-
-
-def _names(spec: Any) -> list[tuple[str, ...]]:
-    """Return the names of mesh axes for each axis of an array."""
-    return [s if isinstance(s, tuple) else (s,) if s else () for s in spec]
 
 
 def _piece(arrays: Any, p: Any) -> Array:

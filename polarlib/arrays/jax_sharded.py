@@ -107,7 +107,7 @@ def layout_of(
     >>> layout_of((64, 8), (None, "c"), {"r": 4, "c": 2}).received
     0.25
     """
-    given = _axes(shape, spec)
+    given = axes_of(spec, len(shape))
 
     def parts(axes: Sequence[str]) -> int:
         return math.prod(sizes[axis] for axis in axes)
@@ -137,7 +137,7 @@ def layout_of_grid(
     >>> layout_of_grid((64, 8), ("r", "c"), {"r": 4, "c": 2}, (4, 1)).laid
     (('r',), ())
     """
-    given = _axes(shape, spec)
+    given = axes_of(spec, len(shape))
     laid, lost = list(given), 1
     for axis, blocks in zip((-2, -1), grid, strict=True):
         kept: Axes = ()
@@ -150,10 +150,10 @@ def layout_of_grid(
     return Layout(given, tuple(laid), -2, (1 - 1 / lost) / held)
 
 
-def _axes(shape: Sequence[int], spec: Sequence[Any]) -> tuple[Axes, ...]:
+def axes_of(spec: Sequence[Any], ndim: int) -> tuple[Axes, ...]:
     """Return the names of mesh axes for each axis of an array."""
-    padded = (*spec, *[None] * (len(shape) - len(spec)))
-    return tuple(() if s is None else s if isinstance(s, tuple) else (s,) for s in padded)
+    padded = (*spec, *[None] * (ndim - len(spec)))
+    return tuple(s if isinstance(s, tuple) else (s,) if s else () for s in padded)
 
 
 def longer_side(shape: Sequence[int], blocks: int, parts: int) -> int:

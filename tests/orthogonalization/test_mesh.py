@@ -193,9 +193,9 @@ def on_eight_devices(extent):
         if not whole:
             found = collections.Counter(collectives(run, parts))
             if kind == AxisType.Explicit:
-                # To the owners and back; results for the replicated array, and along "b" for two
-                # arrays that are sharded along "a" alone. The stack is computed in place.
-                assert found == {"all-to-all": 2, "all-gather": 3}
+                # To the owners and back; along "b" for two arrays that are sharded along "a" alone;
+                # the result for the replicated array. The stack is computed in place.
+                assert found == {"all-to-all": 2, "all-gather": 2, "all-reduce": 1}
             else:  # of each axis that is sharded, the stack's included, and of the results
                 gathers = sum(axes is not None for spec in specs for axes in spec)
                 assert found == {"all-gather": gathers + 1}
@@ -241,6 +241,9 @@ def many(jax, mesh):
     equal = jax.jit(lambda xs: orthogonalize_all(xs, mesh=mesh, **HOW))
     text = equal.lower([jax.numpy.asarray(x) for x in a[:16]]).compile().as_text()
     assert text.count(" dot(") == 3 * HOW["steps"]  # one branch for all devices
+    text = equal.lower([jax.numpy.asarray(a[0])]).compile().as_text()
+    assert "f64[24]{0} all-reduce(" in text  # not a row of zeros from each other device
+    assert "all-gather(" not in text
     for count in 0, 1, 7, 17:
         xs = [jax.numpy.asarray(x, "f4" if i % 3 else "f8") for i, x in enumerate(a[:count])]
         wanted = orthogonalize_all(xs, schedule=c)
