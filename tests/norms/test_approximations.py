@@ -419,6 +419,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from polarlib.norms import per_block
 
 jax.config.update("jax_enable_x64", True)
+# On simulated devices, a sum of one program may wait for threads that another one has.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 assert len(jax.devices()) == 4
 tall = np.random.default_rng(0).standard_normal((16, 8))
 for axes in (AxisType.Auto, AxisType.Explicit):
