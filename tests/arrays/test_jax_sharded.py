@@ -23,8 +23,6 @@ START = """
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
     jax.config.update("jax_enable_x64", True)
-    # On simulated devices, a sum of one program may wait for threads that another one has.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     rng = np.random.default_rng(0)
     tall, other = rng.standard_normal((2, 64, 8))
     NAMES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
@@ -62,12 +60,17 @@ START = """
 """
 
 
+# NPROC: threads of XLA's pool, by default one for each device. Programs of JAX alone hang with that
+# on a loaded processor: seven threads wait in a sum for the eighth, while the next program starts.
+SETTINGS = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "NPROC": "32"}
+
+
 def run(code: str, *arguments: str) -> None:
     """Run a program on eight simulated devices; fail if it does, or if it does not end."""
     flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(START + code), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, **SETTINGS, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
         check=False,

@@ -419,8 +419,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from polarlib.norms import per_block
 
 jax.config.update("jax_enable_x64", True)
-# On simulated devices, a sum of one program may wait for threads that another one has.
-jax.config.update("jax_cpu_enable_async_dispatch", False)
 assert len(jax.devices()) == 4
 tall = np.random.default_rng(0).standard_normal((16, 8))
 for axes in (AxisType.Auto, AxisType.Explicit):
@@ -549,7 +547,8 @@ def run(script, tmp_path, **environment):
 def test_blocks_of_devices_send_nothing(tmp_path):
     """Sharded over four devices of JAX, one block each: no collective in the program."""
     pytest.importorskip("jax")
-    run(ON_DEVICES, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    flags = "--xla_force_host_platform_device_count=4"
+    run(ON_DEVICES, tmp_path, XLA_FLAGS=flags, NPROC="32")  # as tests/arrays/test_jax_sharded.py
 
 
 @pytest.mark.slow

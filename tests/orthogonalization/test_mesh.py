@@ -156,8 +156,6 @@ def on_eight_devices(extent):
     from jax.sharding import PartitionSpec as P
 
     jax.config.update("jax_enable_x64", True)
-    # On simulated devices, a sum of one program may wait for threads that another one has.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     jnp, whole = jax.numpy, extent == "whole"
     rng = np.random.default_rng(0)
     shapes = [(16, 8), (8, 16), (16, 8), (8, 4, 4), (16, 8)]
@@ -304,6 +302,7 @@ def run_on_eight_devices(extent):
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
+        "NPROC": "32",  # as tests/arrays/test_jax_sharded.py
         "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run(
