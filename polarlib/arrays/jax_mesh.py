@@ -316,28 +316,30 @@ class _Cut(NamedTuple):
 
     @property
     def _order(self) -> list[int]:
-        """Axes of (mesh, block), in the order of axes of the matrices."""
+        """Axes of (mesh, block): those along which blocks are equal, then those of the matrices."""
         each = enumerate(self.axes, len(self.sizes))
-        return [axis for position, axes in each for axis in (*axes, position)]
+        order = [axis for position, axes in each for axis in (*axes, position)]
+        return [*(axis for axis in range(len(self.sizes)) if axis not in order), *order]
+
+    @property
+    def _copies(self) -> int:
+        """Number of mesh axes along which blocks are equal."""
+        return len(self.sizes) - sum(map(len, self.axes))
 
     def joined(self, blocks: Array) -> Array:
         """Return matrices from their blocks, shape (devices, entries of a block)."""
         xp = import_library("jax.numpy")
         grid = xp.reshape(blocks, (*self.sizes, *self.block))
-        order = self._order
-        copies = [axis for axis in range(len(self.sizes)) if axis not in order]
-        grid = xp.transpose(grid, (*copies, *order))[(0,) * len(copies)]
+        grid = xp.transpose(grid, self._order)[(0,) * self._copies]
         counts = [math.prod(self.sizes[axis] for axis in axes) for axes in self.axes]
         return xp.reshape(grid, [n * k for n, k in zip(self.block, counts, strict=True)])
 
     def divided(self, x: Array) -> Array:
         """Return the blocks of matrices, shape (devices, entries of a block)."""
-        xp, full = import_library("jax.numpy"), (*self.sizes, *self.block)
-        order = self._order
-        copies = [axis for axis in range(len(self.sizes)) if axis not in order]
-        grid = xp.reshape(x, [full[axis] for axis in order])
-        grid = xp.broadcast_to(grid, (*[full[axis] for axis in copies], *grid.shape))
-        grid = xp.transpose(grid, np.argsort([*copies, *order]))
+        xp, full, order = import_library("jax.numpy"), (*self.sizes, *self.block), self._order
+        lengths = [full[axis] for axis in order]
+        grid = xp.broadcast_to(xp.reshape(x, lengths[self._copies :]), lengths)
+        grid = xp.transpose(grid, np.argsort(order))
         return xp.reshape(grid, (math.prod(self.sizes), math.prod(self.block)))
 
 
