@@ -20,7 +20,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from polarlib.arrays.jax_sharded import alike, axes_of, explicit_sharding, known_sharding
+from polarlib.arrays.jax_sharded import (
+    alike,
+    automatic_axes,
+    axes_of,
+    explicit_sharding,
+    has_axes,
+    known_sharding,
+    mesh_of,
+)
 from polarlib.arrays.library import import_library
 
 Array = Any
@@ -152,14 +160,32 @@ class JaxMesh:
         """Return results from one program, with the collectives of `_round` in each round."""
         jax = import_library("jax")
         sharding, given = jax.sharding, [explicit_sharding(x) for x in arrays]
+        # That of the arrays, or else of the context, may have axes of other kinds.
+        meshes = [*map(mesh_of, arrays), sharding.get_abstract_mesh()]
+        types = next((m for m in meshes if m is not None and not m.empty), self.mesh)
+        if has_axes(types, "Explicit") and has_axes(types, "Auto"):
+            with automatic_axes(types):
+                hidden = [sharding.reshard(x, sharding.PartitionSpec()) for x in arrays]
+                c = None if c is None else sharding.reshard(c, sharding.PartitionSpec())
+                found = self._branched(hidden, rounds, run, c)
+            return [
+                u if place is None else sharding.reshard(u, place)
+                for u, place in zip(found, given, strict=True)
+            ]
         specs = [self._spread(x) for x in arrays]
-        on_each = functools.partial(jax.shard_map, mesh=self.mesh, check_vma=False)
+        mesh = sharding.Mesh(self.mesh.devices, self.mesh.axis_names, types.axis_types)
+        on_each = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
         parts: list[dict[int, Array]] = [{} for _ in arrays]
         for pieces in rounds:
             inputs = {}
             for i in sorted({p.array for p in pieces}):
-                to = sharding.NamedSharding(self.mesh, specs[i])
-                inputs[i] = arrays[i] if given[i] is None else sharding.reshard(arrays[i], to)
+                to = sharding.NamedSharding(mesh, specs[i])
+                # Of hidden shardings, gradients are led to those of the arrays.
+                inputs[i] = (
+                    alike(arrays[i], arrays[i])
+                    if given[i] is None
+                    else sharding.reshard(arrays[i], to)
+                )
             cuts = {
                 p: _Cut.of(self.mesh, specs[p.array], (p.high - p.low, *arrays[p.array].shape[1:]))
                 for p in pieces

@@ -176,6 +176,16 @@ def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: B
             f"{name} is sharded along explicit axes, {mesh}, for which this version of JAX is too "
             "old; install JAX 0.8 or newer, or make the mesh with AxisType.Auto"
         )
+    traced = any(isinstance(y, import_library("jax").core.Tracer) for y in (x, *beside))
+    if traced and has_axes(mesh, "Explicit") and has_axes(mesh, "Auto"):
+        # The type of a tracer has the explicit part of its sharding.
+        with automatic_axes(mesh):
+            y, *more = (library.reshard(y, library.PartitionSpec()) for y in (x, *beside))
+            result = run_sharded(f, y, name, more, blocks)
+        place, whole = explicit_sharding(x), _placed(mesh, ())
+        return each(
+            result, lambda u: library.reshard(u, place), lambda y: library.reshard(y, whole)
+        )
     sharding = known_sharding(x)
     if sharding is None and mesh.size == 1:
         return f(x, *beside)
@@ -232,8 +242,7 @@ def _laid_out(f: Runs, x: Array, beside: Sequence[Array], sharding: Any, layout:
     # The first move determines the sharding of gradients.
     arrays = [move(move(x, sharding), laid), *beside]
     if explicit:
-        types = dict.fromkeys(mesh.axis_names, jax.sharding.AxisType.Auto)
-        inside = jax.sharding.use_abstract_mesh(mesh.abstract_mesh.update_axis_types(types))
+        inside = automatic_axes(mesh)
     with inside:
         if explicit:
             arrays = [jax.sharding.reshard(y, jax.sharding.PartitionSpec()) for y in arrays]
@@ -249,6 +258,13 @@ def _laid_out(f: Runs, x: Array, beside: Sequence[Array], sharding: Any, layout:
         return move(y, _placed(mesh, layout.of_small(np.shape(y), large)))
 
     return each(result, lambda u: move(move(u, laid), sharding), small)
+
+
+def automatic_axes(mesh: Any) -> Any:
+    """Return the context in which all axes of a mesh are automatic."""
+    sharding = import_library("jax").sharding
+    types = dict.fromkeys(mesh.axis_names, sharding.AxisType.Auto)
+    return sharding.use_abstract_mesh(mesh.abstract_mesh.update_axis_types(types))
 
 
 def _placed(mesh: Any, layout: Sequence[Any]) -> Any:

@@ -99,10 +99,10 @@ def orthogonalize_all(
       device branches to its matrices. Arrays that are sharded along explicit axes are sent to the
       owners, and results back, by an all-to-all each per dtype. All others, which along automatic
       axes may be sharded, are replicated, by an all-gather of each that is sharded, and one
-      all-gather per dtype returns the results, or one sum if most devices have none. There, arrays
-      must be on the devices of the mesh, or not committed to a device. Gradients outside of
-      `jax.jit` of arrays with explicit axes need ``jax.set_mesh(mesh)``. A mesh over several
-      processes needs `jax.jit`.
+      all-gather per dtype returns the results, or one sum if most devices have none;
+      `jax.sharding.explicit_axes` makes axes explicit. There, arrays must be on the devices of
+      the mesh, or not committed to a device. Gradients outside of `jax.jit` of arrays with
+      explicit axes need ``jax.set_mesh(mesh)``. A mesh over several processes needs `jax.jit`.
 
     Arrays that are sharded, or traced by JAX or torch's compilers, are batched only with arrays of
     their own shape: concatenation along an axis might move data between devices.

@@ -370,3 +370,53 @@ OTHERS = """
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_stacks_heads_lists_factors_and_refusals(kind):
     run(OTHERS, kind)
+
+
+KINDS = """
+    import sys
+    whole = sys.argv[1] == "whole"
+
+    def unitary(x):
+        return polarlib.polar(x).unitary
+
+    def gradient(f):
+        return lambda x, e: jax.vjp(f, x)[1](e)[0]
+
+    # Axes of both kinds: jit hides the sharding along the automatic ones.
+    types = AxisType.Auto, AxisType.Explicit
+    for kinds in (types, types[::-1]) if whole else (types,):
+        mesh = jax.make_mesh((4, 2), ("r", "c"), axis_types=kinds)
+        local = polarlib.orthogonalize, unitary
+        for f in *local, lambda x: polarlib.orthogonalize_all([x, 2 * x], mesh=mesh)[0]:
+            want = (f if f in local else polarlib.orthogonalize)(tall)
+            pull = polarlib.polar_vjp if f is unitary else polarlib.orthogonalize_vjp
+            every = P("r"), P(None, "c"), P("r", "c"), P("c", "r")
+            for spec in every if whole else every[2:3]:
+                x, e = put(tall, mesh, *spec), put(other, mesh, *spec)
+                with jax.set_mesh(mesh):
+                    for g in (f, jax.jit(f)) if whole else (jax.jit(f),):
+                        shaped(g(x), x, (kinds, spec))
+                        close(g(x), want)
+                    slope = gradient(f)
+                    for g in (slope, jax.jit(slope)) if whole else (jax.jit(slope),):
+                        shaped(g(x, e), x, (kinds, spec, "gradient"))
+                        close(g(x, e), pull(tall, other), tol=1e-10)
+
+    # Where axes are made explicit within jit, the sharding is known.
+    mesh = mesh_of("Auto")
+    x = put(tall, mesh, "r")
+    known = lambda f: jax.sharding.explicit_axes(f, axes=("r", "c"), in_sharding=P("r"))
+    with jax.set_mesh(mesh):
+        assert collectives(known(unitary), x, 8) == {"sums": 1}
+        shaped(jax.jit(known(unitary))(x), x, "explicit_axes")
+        f = known(lambda x: polarlib.orthogonalize_all([x, 2 * x], mesh=mesh)[0])
+        found = collectives(f, x, 8)
+        assert found == {"all-to-all": 2, "all-gather": 1}, found  # along "c" alone
+        close(jax.jit(f)(x), polarlib.orthogonalize(tall))
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("extent", ["part", pytest.param("whole", marks=pytest.mark.slow)])
+def test_axes_of_both_kinds_and_axes_made_explicit(extent):
+    run(KINDS, extent)

@@ -226,8 +226,7 @@ def on_eight_devices(extent):
             slope = jax.grad(lambda xs, mesh=mesh: loss(xs, mesh))(parts)
             for g, want, x in zip(slope, gradients, parts, strict=True):
                 np.testing.assert_allclose(g, want, atol=1e-10)
-                # XLA chooses along automatic axes.
-                assert kind == AxisType.Auto or g.sharding.is_equivalent_to(x.sharding, g.ndim)
+                assert g.sharding.is_equivalent_to(x.sharding, g.ndim)
         many(jax, mesh)
     if whole:
         other_calls(jax, values, check)
