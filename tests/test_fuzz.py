@@ -742,6 +742,21 @@ def _examples() -> st.SearchStrategy[tuple[str, dict[str, str]]]:
     return st.sampled_from(names).flatmap(wrong)
 
 
+@pytest.fixture(autouse=True)
+def _bounded() -> Iterator[None]:
+    """Let a wrong value that is read without end raise MemoryError, not exhaust the machine."""
+    if not Path("/proc/self/statm").exists():
+        yield
+        return
+    import resource  # of Unix alone
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def test_every_public_name_has_a_row() -> None:
     assert set(interface()) == set(ROWS), "a new public name needs its row in ROWS"
     for name, entry in interface().items():

@@ -313,7 +313,7 @@ def for_precision(
     _, prices = prices_by_degree(degrees, None, "plain", None)
     if lower is None and error is None:
         raise ValueError("give lower, error or both, got neither")
-    if lower is not None and error is not None and (steps, matmuls) != (None, None):
+    if not (lower is None or error is None or (steps is None and matmuls is None)):
         raise ValueError(
             "steps and matmuls must not be given with both lower and error, got "
             f"lower={shown(lower)}, error={shown(error)}, steps={shown(steps)}, "

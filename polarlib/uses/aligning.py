@@ -14,7 +14,7 @@ from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.small_algebra import LARGEST
 from polarlib._stages.options import default_tolerance
 from polarlib.arrays.arithmetic import ranges
-from polarlib.arrays.checks import shown
+from polarlib.arrays.checks import short, shown
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix, check_same_place, is_array, not_finite, plain_array
 from polarlib.arrays.formats import format_of
@@ -72,7 +72,7 @@ class _Clouds(NamedTuple):
 
 def weights_of(weights: Any, a: Array) -> Array:
     """Return weights of any library as columns, shape (..., n, 1), with values not yet checked."""
-    w = plain_array(weights, "weights")
+    w = plain_array(short("weights", weights), "weights")
     if is_array(w) and w.ndim:
         w, _ = as_matrix(w[..., None], "weights")
     elif not is_array(w) and np.ndim(w):

@@ -7,14 +7,12 @@ import math
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import numpy as np
-
 from polarlib.arrays.checks import count, flag, number
 from polarlib.arrays.entered import enter
-from polarlib.arrays.entry import as_matrix, is_array, plain_array
+from polarlib.arrays.entry import as_matrix, is_array
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import constant
-from polarlib.arrays.library import at_least_single, format_name, is_complex
+from polarlib.arrays.library import format_name, is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.progress import Callback, reporting
 from polarlib.arrays.pytrees import Pytree
@@ -22,6 +20,7 @@ from polarlib.arrays.settings import looks, under_default_settings, warn
 from polarlib.files.tables import html_table
 from polarlib.result import ConvergenceWarning
 from polarlib.uses.align import Alignment, align
+from polarlib.uses.aligning import weights_of
 
 Array = Any
 # The type of array of the shapes.
@@ -280,12 +279,10 @@ def _entered(a: Array, weights: Any, ops: Ops, translation: bool) -> _Shapes:
 
 def _weights(weights: Any, x: Array, ops: Ops) -> Array:
     """Return the weights as a column, in the library and precision of `x`."""
-    w = plain_array(weights, "weights")
-    w = w if is_array(w) else np.asarray(w)
-    w = w[..., None, :] if w.ndim else w
-    # Only the checks of the weights are needed of this call.
-    align(x[..., :1, :, :], x[..., :1, :, :], weights=w, reflection=True)
-    return ops.cast(at_least_single(w, ops), format_name(x))[..., None]
+    w = weights_of(weights, x)[..., None, :, :]
+    # Only the checks of the values are needed of this call.
+    align(x[..., :1, :, :], x[..., :1, :, :], weights=w[..., 0], reflection=True)
+    return ops.cast(w, format_name(x))
 
 
 def _sweep_until_converged(
