@@ -129,8 +129,7 @@ class TorchOps(FormatOps):
     def _is_plain(self, a: Array, b: Array) -> bool:
         """Return whether torch's product of two stacks is the one that `_in_full` would use."""
         return (
-            (a.dtype not in self._single or self._is_exact)
-            and not self.open_ended
+            (a.dtype not in self._single or (self._is_exact and not self.open_ended))
             and a.dtype == b.dtype
             and (a.shape[-1] < LONG or a.dtype.itemsize == 2)
             and not (self.autocasts and self.torch.is_autocast_enabled(self._kind))

@@ -25,7 +25,7 @@ from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import count
 from polarlib.arrays.entry import as_matrix, not_finite, refuse_hidden
 from polarlib.arrays.progress import Callback
-from polarlib.arrays.settings import ignore_float_errors
+from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.design.spectra import Spectrum
 from polarlib.design.tune import for_spectrum
 
@@ -95,7 +95,8 @@ def _rule(made: Any) -> tuple[Any, Any]:
     return np.concatenate([values.ravel(), tail[0]]), np.concatenate([weights.ravel(), tail[1]])
 
 
-@ignore_float_errors
+@looks
+@under_default_settings
 def sketched_spectrum(
     a: Any, *, probes: int = PROBES, depth: int = DEPTH, seed: int = 0
 ) -> Spectrum:
@@ -188,6 +189,7 @@ def sketched_spectrum(
     )
 
 
+@looks
 def for_matrix(
     a: Any,
     steps: int,

@@ -60,7 +60,8 @@ def read_trace(path: str | os.PathLike[str]) -> dict[str, Any]:
         text = read_whole(path, LIMIT).decode("utf-8")
         head, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{at}: is not a CSV file in UTF-8: {error}") from None
+        why = getattr(error, "reason", error)  # without the name of a codec
+        raise ValueError(f"{at}: is not a CSV file in UTF-8: {why}") from None
     except ValueError as error:
         if str(error).startswith(at):
             raise

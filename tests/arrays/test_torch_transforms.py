@@ -351,7 +351,8 @@ def test_measure_refuses_tensors_without_entries():
 
 
 LOAD = """
-import sys, torch, polarlib
+import sys, torch
+from polarlib import orthogonalize
 program = torch.export.load(sys.argv[1]).module()
 print(program(torch.eye(4, 3, dtype=torch.float64)).sum().item())
 """
