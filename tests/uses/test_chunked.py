@@ -141,7 +141,7 @@ def test_passes(da, method, condition, passes, name, products):
 
 
 def test_memory_is_that_of_a_few_blocks(da):
-    rows, n, blocks = 4000, 16, 40
+    rows, n, blocks = 4000, 16, 120
 
     def block(block_info=None) -> np.ndarray:
         i = block_info[None]["chunk-location"][0]
@@ -149,6 +149,7 @@ def test_memory_is_that_of_a_few_blocks(da):
 
     x = da.map_blocks(block, chunks=((rows,) * blocks, (n,)), dtype="f8", meta=np.empty((0, 0)))
     size = rows * n * 8
+    polar_tall(x[:rows]).unitary.compute()  # imports
     tracemalloc.start()
     try:
         for method in ("gram", "qr"):
@@ -163,7 +164,7 @@ def test_memory_is_that_of_a_few_blocks(da):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 8 * size  # the whole has 40 of them
+    assert peak < 20 * size  # 10 with two threads; the whole has 120
 
 
 def test_threads_give_the_same(da):
