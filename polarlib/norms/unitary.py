@@ -16,6 +16,7 @@ import polarlib.published as published
 from polarlib._schedules.schedule import Schedule
 from polarlib._stages.options import check_method
 from polarlib.arrays.checks import MOST_ROWS, choice, count, shown
+from polarlib.arrays.entry import as_matrix
 from polarlib.arrays.functions import above_noise
 from polarlib.arrays.library import astype_like
 from polarlib.arrays.ops import Ops
@@ -159,6 +160,8 @@ class Unitary(MatrixNorm):
         if isinstance(chosen, str):
             # The partial isometry, as in the exact LMO of a rank-deficient matrix.
             return polar(g, method=chosen, completion=False).unitary
+        if not hasattr(g, "shape"):  # nested lists
+            g, _ = as_matrix(g, "g")
         t = chosen(g)
         # A result of polarlib.polar, or a pair as scipy.linalg.polar returns it.
         t = getattr(t, "unitary", t)

@@ -789,6 +789,7 @@ EYE = np.eye(3)
         (lambda: norms.spectral(polar="qdw"), ValueError, "did you mean 'qdwh'"),
         (lambda: norms.spectral(polar=3), TypeError, "polar must be a function"),
         (lambda: norms.spectral(polar=lambda g: g[0]).lmo(EYE), ValueError, r"shape \(3, 3\)"),
+        (lambda: norms.spectral(polar=lambda g: None).lmo([[2.0]]), ValueError, r"\(1, 1\), got"),
         (lambda: norms.fanion(2, polar="qdwh"), ValueError, "k=None"),
         (lambda: norms.nuclear(method="power"), ValueError, "unknown method 'power'"),
         (lambda: -1 * norms.spectral(), ValueError, "positive number.* got -1"),
