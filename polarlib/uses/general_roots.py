@@ -27,7 +27,7 @@ Array = Any
 
 # Number of steps up to which no eigenvalue can be near the axis. The scaled Newton iteration takes
 # up to about ten steps, and one more per factor of two by which an eigenvalue is nearer to the
-# imaginary axis than to the others.
+# imaginary axis than to the others, unless it is the nearest to 0.
 USUAL = 20
 # Relative change of a Newton step below which the iterate is near the limit.
 SETTLED = 1e-3
@@ -86,7 +86,8 @@ def sqrtm(a: ArrayT) -> ArrayT:
     the bound ``|X^2 - A|_F <= 10 n u |X|_F |X^-1|_F |A|_F``, which is checked. If a matrix on a
     device fails the check, or takes more than 20 steps, it is computed on the host instead.
 
-    Under a trace the result is NaN where an error would be raised. It is also NaN if the iteration
+    Under a trace the result is NaN where an error would be raised. It is also NaN for matrices that
+    are singular to rounding, ``|A|_F |A^-1|_F > 1 / (n u)``, and if the iteration
     takes more than 20 steps and an eigenvalue is less than about 64 times as far from the axis as
     stated above, or farther if A is far from normal. A negative eigenvalue of a Jordan block cannot
     be distinguished from the pair of complex ones that rounding makes of it.
@@ -148,8 +149,9 @@ def signm(a: ArrayT) -> ArrayT:
 
     On devices, and under ``jax.jit`` and ``jax.vmap``, Newton's iteration
     ``S <- (c S + S^-1 / c) / 2`` with scaling by norms is used: 6 to 10 inverses. The result is
-    checked by the same equations with ``|S|_F^2`` for ``|S|_F`` in the second. Errors, NaN and
-    matrices that take more than 20 steps are treated as in :func:`sqrtm`.
+    checked by the same equations with ``|S|_F^2`` for ``|S|_F`` in the second. Errors, NaN,
+    matrices that take more than 20 steps and those that are singular to rounding are treated as in
+    :func:`sqrtm`.
 
     torch and JAX differentiate by ``N dS + dS N = dA - S dA S``, N = S A.
 
@@ -217,25 +219,29 @@ def _by_products(a: Array, kind: Kind, unit: float, ops: Ops) -> tuple[Array, Ar
     n = a.shape[-1]
     # An eigenvalue for which the function is defined is at least n u away from the axis.
     most = max(USUAL, math.ceil(-math.log2(n * unit)))
-    f, left, steps = (_denman_beavers if kind == "sqrtm" else _newton)(a, most, ops)
+    f, left, steps, reach = (_denman_beavers if kind == "sqrtm" else _newton)(a, most, ops)
     size, norm = ops.frobenius(f), ops.frobenius(a)
     if kind == "sqrtm":
         share = n * unit * size * ops.frobenius(ops.inverse(f)) * norm
         f, error = _refined(f, a, CLOSE * share, ops)
-        good = error <= FAR * share
+        # The root of an eigenvalue that is zero to rounding is not.
+        good = (error <= FAR * share) & (reach * norm * norm * (n * unit) <= 1)
     else:
         bound = FAR * n * unit * size
         square = ops.frobenius(ops.add_diagonal(ops.matmul(f, f), -1.0))
         skew = ops.frobenius(ops.matmul(f, a) - ops.matmul(a, f))
         good = (square <= bound * size) & (skew <= bound * size * norm)
     good = good & (left <= _near(a))
-    return f, _apart(f if kind == "sqrtm" else ops.matmul(f, a), good, steps, unit, ops), steps
+    # The scaling of the first step brings a single eigenvalue near 0 to the others at once.
+    doubtful = (reach * norm * norm * (MARGIN * n * unit) > 1) | (steps > USUAL)
+    f_or_product = f if kind == "sqrtm" else ops.matmul(f, a)
+    return f, _apart(f_or_product, good, doubtful, unit, ops), steps
 
 
-def _apart(n: Array, good: Array, steps: Any, unit: float, ops: Ops) -> Array:
+def _apart(n: Array, good: Array, doubtful: Array, unit: float, ops: Ops) -> Array:
     """Return `good` without the matrices whose eigenvalues rounding may have moved off the axis.
 
-    N is the root, or S A. The check is made only after many steps. In ``N Z + Z N = W``, with a
+    N is the root, or S A. Only doubtful matrices are checked. In ``N Z + Z N = W``, with a
     matrix W that does not commute with N, Z is large if an eigenvalue of N, or a sum of two, is
     small.
     """
@@ -246,10 +252,11 @@ def _apart(n: Array, good: Array, steps: Any, unit: float, ops: Ops) -> Array:
 
     def step(state: Any) -> Any:
         z = by_products(n, n, w, ops)
-        return state[0] & (ops.frobenius(z) * size <= ops.frobenius(w)), state[1] + 1
+        apart = ops.frobenius(z) * size <= ops.frobenius(w)
+        return state[0] & (apart | ~doubtful), state[1] + 1
 
     def going(state: Any) -> Array:
-        return ops.xp.any(state[0]) & (steps > USUAL) & (state[1] < 1)
+        return ops.xp.any(state[0] & doubtful) & (state[1] < 1)
 
     return ops.repeat_while(going, step, (good, 0))[0]
 
@@ -280,29 +287,33 @@ def _near(a: Array) -> float:
     return math.sqrt(format_of(format_name(a)).epsilon)
 
 
-def _denman_beavers(a: Array, most: int, ops: Ops) -> tuple[Array, Array, Any]:
-    """Iterate ``M <- (I + (M + M^-1) / 2) / 2``, ``X <- X (I + M^-1) / 2``, scaled, until M = I."""
+def _denman_beavers(a: Array, most: int, ops: Ops) -> tuple[Array, Array, Any, Array]:
+    """Iterate ``M <- (I + (M + M^-1) / 2) / 2``, ``X <- X (I + M^-1) / 2``, scaled, until M = I.
+
+    Return ``|A^-1| / |A|`` too.
+    """
     xp, eye, near = ops.xp, ops.eye(a.shape[-1], a), _near(a)
 
     def step(state: Any) -> Any:
-        (x, m), _, k = state
+        (x, m), _, k, reach = state
         left, inverse = ops.frobenius(m - eye), ops.inverse(m)
         mu = scaling((m,), (inverse,), left, ops)  # the square of that for X
         inverse = inverse / mu
         x = ops.matmul(x, eye + inverse) * (0.5 * xp.sqrt(mu))
-        return (x, (eye + (m * mu + inverse) * 0.5) * 0.5), left, k + 1
+        m = (eye + (m * mu + inverse) * 0.5) * 0.5
+        return (x, m), left, k + 1, xp.maximum(reach, mu * mu)
 
-    going = _going(near, most, ops)
-    (x, _), left, k = ops.repeat_while(going, step, ((a, a), _infinite(a, ops), 0))
-    return x, left, k
+    going, start = _going(near, most, ops), _infinite(a, ops)
+    (x, _), left, k, reach = ops.repeat_while(going, step, ((a, a), start, 0, 0.0 * start))
+    return x, left, k, reach
 
 
-def _newton(a: Array, most: int, ops: Ops) -> tuple[Array, Array, Any]:
-    """Run the scaled Newton iteration for the sign."""
+def _newton(a: Array, most: int, ops: Ops) -> tuple[Array, Array, Any, Array]:
+    """Run the scaled Newton iteration for the sign; return ``|A^-1| / |A|`` too."""
     xp, near = ops.xp, _near(a)
 
     def step(state: Any) -> Any:
-        s, left, k = state
+        s, left, k, reach = state
         inverse = ops.inverse(s)
         mu = scaling((s,), (inverse,), left, ops)
         new = (s * mu + inverse / mu) * 0.5
@@ -310,11 +321,11 @@ def _newton(a: Array, most: int, ops: Ops) -> tuple[Array, Array, Any]:
         change, size = ops.frobenius(new - s), ops.frobenius(new)
         settled = change <= SETTLED * size
         least = xp.where(settled, near * a.shape[-1] * size**3, xp.zeros_like(size))
-        return new, change / (1 + least), k + 1
+        return new, change / (1 + least), k + 1, xp.maximum(reach, mu * mu)
 
-    going = _going(near, most, ops)
-    s, left, k = ops.repeat_while(going, step, (a, _infinite(a, ops), 0))
-    return s, left, k
+    going, start = _going(near, most, ops), _infinite(a, ops)
+    s, left, k, reach = ops.repeat_while(going, step, (a, start, 0, 0.0 * start))
+    return s, left, k, reach
 
 
 def _infinite(a: Array, ops: Ops) -> Array:

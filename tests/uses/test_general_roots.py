@@ -11,7 +11,7 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import DTYPES, Library, library, with_dask
+from conftest import DTYPES, Library, library, off_the_host, with_dask
 from standin import cupy_standin
 
 from polarlib import signm, sqrtm
@@ -520,6 +520,21 @@ def test_traces(name):
     lost = np.isnan(np.array(jax.jit(f)(jnp.asarray(bad)))).any(axis=(1, 2))
     root = name == "sqrtm"
     assert lost.tolist() == [False, root, not root, True, *[root] * 5]
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 20])
+@pytest.mark.parametrize("where", ["traced", "device"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_eigenvalue_that_is_zero_to_rounding(name, where, n, monkeypatch):
+    """Scaling moves it away from the axis in one step."""
+    f, a = FUNCTIONS[name], with_eigenvalues([0.0, *range(1, n)], departure=0.0, seed=n)
+    xp = library("jax" if where == "traced" else "torch").xp
+    if where == "traced":
+        assert np.isnan(np.array(importlib.import_module("jax").jit(f)(xp.asarray(a)))).all()
+        return
+    off_the_host(monkeypatch)
+    with pytest.raises(ValueError, match="to rounding"):
+        f(xp.asarray(a))
 
 
 def test_without_double_precision():
