@@ -72,8 +72,8 @@ def candidates(operand, strongest):
     """Return the types of an operand, one of which must cast safely to that of a loop.
 
     Python scalars are weak: beside arrays of their kind or a higher one they stand for the
-    smallest type of their own kind. Since float16 does not cast safely to bfloat16, a Python
-    float beside bfloat16 selects the float32 loop.
+    smallest type of their own kind, and for bfloat16 with ml_dtypes 0.7. With older ones a Python
+    float beside bfloat16 selects the float32 loop, since float16 does not cast safely to bfloat16.
 
     Parameters
     ----------
@@ -92,7 +92,17 @@ def candidates(operand, strongest):
         codes = "e" if strongest >= 2 else "d"
     else:
         codes = "F" if strongest >= 2 else "D"
-    return tuple(map(np.dtype, codes))
+    own = (BFLOAT16,) if codes == "e" and half_types_promote() else ()
+    return (*map(np.dtype, codes), *own)
+
+
+@functools.cache
+def half_types_promote():
+    """Return whether NumPy has a common type of float16 and bfloat16."""
+    try:
+        return np.promote_types(*HALF_TYPES) == np.float32
+    except TypeError:
+        return False
 
 
 def find_loop(name, text, operands, dtype=None):
