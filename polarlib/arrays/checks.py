@@ -31,6 +31,8 @@ MOST_NAMED = 16
 # Largest number of steps of a schedule, of degrees and so on: a hundred times the useful number.
 # Placing restarts for this many steps takes seconds, and the time grows with the square.
 MOST_STEPS = 300
+# Bytes of the longest path of Linux.
+LONGEST_PATH = 4096
 # Largest number of members of lists that become arrays: for more, NumPy takes seconds.
 LONGEST_LIST = 10**7
 # Largest number of rows or columns of a matrix: products of two such numbers are exact as doubles.
@@ -304,7 +306,7 @@ def path(name: str, value: Any) -> Any:
         written = os.fsencode(value)
     except UnicodeEncodeError:
         written = b"\0"
-    if b"\0" in written:
+    if b"\0" in written or len(written) > LONGEST_PATH:
         raise ValueError(f"{name} must be a name that files can have, got {shown(value)}")
     return str.__str__(value) if isinstance(value, str) else value
 
