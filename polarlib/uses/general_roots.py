@@ -86,8 +86,7 @@ def sqrtm(a: ArrayT) -> ArrayT:
     the bound ``|X^2 - A|_F <= 10 n u |X|_F |X^-1|_F |A|_F``, which is checked. If a matrix on a
     device fails the check, or takes more than 20 steps, it is computed on the host instead.
 
-    Under a trace the result is NaN where an error would be raised. It is also NaN for matrices that
-    are singular to rounding, ``|A|_F |A^-1|_F > 1 / (n u)``, and if the iteration
+    Under a trace the result is NaN where an error would be raised. It is also NaN if the iteration
     takes more than 20 steps and an eigenvalue is less than about 64 times as far from the axis as
     stated above, or farther if A is far from normal. A negative eigenvalue of a Jordan block cannot
     be distinguished from the pair of complex ones that rounding makes of it.
@@ -221,21 +220,24 @@ def _by_products(a: Array, kind: Kind, unit: float, ops: Ops) -> tuple[Array, Ar
     most = max(USUAL, math.ceil(-math.log2(n * unit)))
     f, left, steps, reach = (_denman_beavers if kind == "sqrtm" else _newton)(a, most, ops)
     size, norm = ops.frobenius(f), ops.frobenius(a)
+    # The scaling of the first step brings a single eigenvalue near 0 to the others at once.
+    doubtful = reach * norm * norm * (MARGIN * n * unit) > 1
     if kind == "sqrtm":
-        share = n * unit * size * ops.frobenius(ops.inverse(f)) * norm
+        inverse, zero = ops.inverse(f), n * unit * norm
+        share = zero * size * ops.frobenius(inverse)
         f, error = _refined(f, a, CLOSE * share, ops)
         # The root of an eigenvalue that is zero to rounding is not.
-        good = (error <= FAR * share) & (reach * norm * norm * (n * unit) <= 1)
+        radius = _radius(inverse, doubtful, ops)
+        good = (error <= FAR * share) & (radius * radius * zero <= 1)
+        doubtful = ops.xp.zeros_like(doubtful)
     else:
         bound = FAR * n * unit * size
         square = ops.frobenius(ops.add_diagonal(ops.matmul(f, f), -1.0))
         skew = ops.frobenius(ops.matmul(f, a) - ops.matmul(a, f))
         good = (square <= bound * size) & (skew <= bound * size * norm)
     good = good & (left <= _near(a))
-    # The scaling of the first step brings a single eigenvalue near 0 to the others at once.
-    doubtful = (reach * norm * norm * (MARGIN * n * unit) > 1) | (steps > USUAL)
-    f_or_product = f if kind == "sqrtm" else ops.matmul(f, a)
-    return f, _apart(f_or_product, good, doubtful, unit, ops), steps
+    doubtful = doubtful | (steps > USUAL)
+    return f, _apart(f if kind == "sqrtm" else ops.matmul(f, a), good, doubtful, unit, ops), steps
 
 
 def _apart(n: Array, good: Array, doubtful: Array, unit: float, ops: Ops) -> Array:
@@ -259,6 +261,23 @@ def _apart(n: Array, good: Array, doubtful: Array, unit: float, ops: Ops) -> Arr
         return ops.xp.any(state[0] & doubtful) & (state[1] < 1)
 
     return ops.repeat_while(going, step, (good, 0))[0]
+
+
+def _radius(y: Array, needed: Array, ops: Ops) -> Array:
+    """Return ``|Y^16|_F^(1/16)``, which bounds the moduli of eigenvalues; 0 if not needed."""
+
+    def step(state: Any) -> Any:
+        y, bound, k = state
+        size = ops.frobenius(y)
+        y = y / size
+        return ops.matmul(y, y), bound * size ** (0.5**k), k + 1
+
+    def going(state: Any) -> Array:
+        return ops.xp.any(needed) & (state[2] < 4)
+
+    y, bound, k = ops.repeat_while(going, step, (y, _infinite(y, ops), 0))
+    bound = bound * ops.frobenius(y) ** (0.5**k)
+    return ops.xp.where(needed, bound, ops.xp.zeros_like(bound))
 
 
 def _refined(x: Array, a: Array, bound: Array, ops: Ops) -> tuple[Array, Array]:
