@@ -22,12 +22,12 @@ import numpy as np
 
 from polarlib.arrays.jax_sharded import (
     alike,
-    automatic_axes,
     axes_of,
     explicit_sharding,
     has_axes,
     known_sharding,
     mesh_of,
+    with_automatic_axes,
 )
 from polarlib.arrays.library import import_library
 
@@ -164,10 +164,9 @@ class JaxMesh:
         meshes = [*map(mesh_of, arrays), sharding.get_abstract_mesh()]
         types = next((m for m in meshes if m is not None and not m.empty), self.mesh)
         if has_axes(types, "Explicit") and has_axes(types, "Auto"):
-            with automatic_axes(types):
-                hidden = [sharding.reshard(x, sharding.PartitionSpec()) for x in arrays]
-                c = None if c is None else sharding.reshard(c, sharding.PartitionSpec())
-                found = self._branched(hidden, rounds, run, c)
+            found = with_automatic_axes(
+                lambda c, *hidden: self._branched(hidden, rounds, run, c), types, c, *arrays
+            )
             return [
                 u if place is None else sharding.reshard(u, place)
                 for u, place in zip(found, given, strict=True)
@@ -179,13 +178,11 @@ class JaxMesh:
         for pieces in rounds:
             inputs = {}
             for i in sorted({p.array for p in pieces}):
-                to = sharding.NamedSharding(mesh, specs[i])
-                # Of hidden shardings, gradients are led to those of the arrays.
-                inputs[i] = (
-                    alike(arrays[i], arrays[i])
-                    if given[i] is None
-                    else sharding.reshard(arrays[i], to)
-                )
+                if given[i] is None:  # gradients are led to the hidden sharding
+                    inputs[i] = alike(arrays[i], arrays[i])
+                else:
+                    to = sharding.NamedSharding(mesh, specs[i])
+                    inputs[i] = sharding.reshard(arrays[i], to)
             cuts = {
                 p: _Cut.of(self.mesh, specs[p.array], (p.high - p.low, *arrays[p.array].shape[1:]))
                 for p in pieces

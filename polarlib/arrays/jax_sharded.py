@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -179,9 +178,9 @@ def run_sharded(f: Runs, x: Array, name: str, beside: Sequence[Array], blocks: B
     traced = any(isinstance(y, import_library("jax").core.Tracer) for y in (x, *beside))
     if traced and has_axes(mesh, "Explicit") and has_axes(mesh, "Auto"):
         # The type of a tracer has the explicit part of its sharding.
-        with automatic_axes(mesh):
-            y, *more = (library.reshard(y, library.PartitionSpec()) for y in (x, *beside))
-            result = run_sharded(f, y, name, more, blocks)
+        result = with_automatic_axes(
+            lambda y, *more: run_sharded(f, y, name, more, blocks), mesh, x, *beside
+        )
         place, whole = explicit_sharding(x), _placed(mesh, ())
         return each(
             result, lambda u: library.reshard(u, place), lambda y: library.reshard(y, whole)
@@ -232,7 +231,7 @@ def warn_of_gather(x: Array, factorisation: str) -> None:
 def _laid_out(f: Runs, x: Array, beside: Sequence[Array], sharding: Any, layout: Layout) -> Any:
     """Run a function on a mesh with automatic axes; explicit ones need a sharding per call."""
     jax, mesh = import_library("jax"), sharding.mesh
-    explicit, inside = has_axes(mesh, "Explicit"), contextlib.nullcontext()
+    explicit = has_axes(mesh, "Explicit")
     traced = any(isinstance(y, jax.core.Tracer) for y in (x, *beside))
     move = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
     move = move if traced else jax.device_put
@@ -241,14 +240,13 @@ def _laid_out(f: Runs, x: Array, beside: Sequence[Array], sharding: Any, layout:
         beside = [jax.device_put(y, _placed(mesh, ())) for y in beside]
     # The first move determines the sharding of gradients.
     arrays = [move(move(x, sharding), laid), *beside]
-    if explicit:
-        inside = automatic_axes(mesh)
-    with inside:
-        if explicit:
-            arrays = [jax.sharding.reshard(y, jax.sharding.PartitionSpec()) for y in arrays]
+
+    def run(*arrays: Array) -> Any:
         result = f(*arrays)
-        if not traced:
-            result = jax.tree.map(lambda y: y, result)  # computes error estimates on this mesh
+        # Error estimates are computed on this mesh.
+        return result if traced else jax.tree.map(lambda y: y, result)
+
+    result = with_automatic_axes(run, mesh, *arrays) if explicit else run(*arrays)
     large = x.shape[layout.longer] if x.shape[-2] != x.shape[-1] else 0
 
     def small(y: Any) -> Any:
@@ -260,11 +258,13 @@ def _laid_out(f: Runs, x: Array, beside: Sequence[Array], sharding: Any, layout:
     return each(result, lambda u: move(move(u, laid), sharding), small)
 
 
-def automatic_axes(mesh: Any) -> Any:
-    """Return the context in which all axes of a mesh are automatic."""
+def with_automatic_axes(f: Runs, mesh: Any, *arrays: Array | None) -> Any:
+    """Return ``f(*arrays)`` where all axes of the mesh of the arrays are automatic."""
     sharding = import_library("jax").sharding
     types = dict.fromkeys(mesh.axis_names, sharding.AxisType.Auto)
-    return sharding.use_abstract_mesh(mesh.abstract_mesh.update_axis_types(types))
+    with sharding.use_abstract_mesh(mesh.abstract_mesh.update_axis_types(types)):
+        hidden = sharding.PartitionSpec()
+        return f(*(None if x is None else sharding.reshard(x, hidden) for x in arrays))
 
 
 def _placed(mesh: Any, layout: Sequence[Any]) -> Any:
